@@ -1,0 +1,77 @@
+"""Many simulations over a Ray cluster: this machine's cores, or the cluster at an address."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workloads.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ROOT = Path(__file__).resolve().parents[1]
+_EXCLUDED = [".venv", ".git", "results", "tests", "docs", "**/__pycache__"]
+
+
+def run_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, address: str | None = None
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, function(item)) as they finish, `workers` at a time. Both must be picklable.
+
+    Without an address a private Ray instance is started for the duration and only that one is shut down. An exception in a worker
+    is raised here as it was there.
+    """
+    import ray  # heavy: only runs that need several processes pay for it
+
+    with _connected(workers, address):
+        remote = ray.remote(num_cpus=1, max_retries=2)(function)
+        waiting = list(reversed(items))
+        running: dict[Any, Item] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    item = waiting.pop()
+                    running[remote.remote(item)] = item
+                done, _ = ray.wait(list(running), num_returns=1)
+                yield running.pop(done[0]), _result(done[0])
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+
+def _result(reference: Any) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, Exception) else error) from None
+
+
+@contextmanager
+def _connected(workers: int, address: str | None) -> Iterator[None]:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ray.is_initialized():
+        yield
+        return
+    common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(address="local", num_cpus=workers, runtime_env=environment, configure_logging=True, **common)
+    else:
+        try:
+            environment = {"working_dir": str(ROOT), "excludes": _EXCLUDED}
+            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

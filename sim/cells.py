@@ -1,0 +1,112 @@
+"""An experiment as cells: every (sweep variant, policy with its options, seed) is one simulation of its own.
+
+A cell is a small picklable value, so it can run in any process; what it needs from disk it loads there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sim.loading import LoadedScenario
+from sim.policies import build_policy, policy_class
+from sim.records import Records, RequestRow
+from sim.scenario import PolicySpec, Scenario
+from sim.simulation import simulate
+from sim.study import rates_of
+from sim.workload import build_workload, load_trace
+from workloads.errors import InputError
+
+
+class PolicyVariant(NamedTuple):
+    """A policy with one value for every option. `knob` is the swept number that traces its family's curve, or NaN."""
+
+    name: str
+    family: str
+    policy: str
+    options: dict[str, Any]
+    knob: float
+
+
+class Cell(NamedTuple):
+    """One simulation to run."""
+
+    index: int
+    variant: str
+    scenario: Scenario
+    scenario_path: Path
+    policy: PolicyVariant
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of its record files, unique in the run and in the run's order."""
+        return f"{self.index:05d}.parquet"
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The columns that tell this cell's rows from others'."""
+        policy = self.policy
+        return {
+            "variant": self.variant, "policy": policy.name, "family": policy.family, "knob": policy.knob, "seed": self.seed
+        }  # fmt: skip
+
+
+def expand_cells(loaded: LoadedScenario) -> list[Cell]:
+    """All cells of an experiment, in a fixed order; raises InputError for anything that no cell could run with."""
+    cells: list[Cell] = []
+    for variant in loaded.variants:
+        rates_of(variant.scenario)  # an unknown price name is an input error now, not after an hour
+        policies = list(expand_policies(variant.scenario, loaded.path.parent))
+        for policy, seed in itertools.product(policies, variant.scenario.seeds):
+            cells.append(Cell(len(cells), variant.label, variant.scenario, loaded.path, policy, seed))
+    return cells
+
+
+def expand_policies(scenario: Scenario, base_dir: Path) -> Iterator[PolicyVariant]:
+    """Unfold option lists into one policy per value; names must differ."""
+    seen: set[str] = set()
+    for spec in scenario.policies:
+        for policy in _unfold(spec, base_dir):
+            if policy.name in seen:
+                raise InputError("field policies", f"{policy.name!r} occurs twice", "Give one of them a label")
+            seen.add(policy.name)
+            build_policy(policy.policy, policy.options, base_dir)
+            yield policy
+
+
+def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
+    kind = policy_class(spec.policy, base_dir)
+    family = spec.label or spec.policy.rpartition(":")[2]
+    swept = [name for name, value in spec.options.items() if isinstance(value, tuple) and not _takes_list(kind, name)]
+    for values in itertools.product(*(spec.options[name] for name in swept)):
+        chosen = dict(zip(swept, values, strict=True))
+        shown = ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen.items())
+        options = {**spec.options, **chosen}
+        knob = options.get(kind.knob) if kind.knob else next(iter(chosen.values()), None)
+        number = float(knob) if isinstance(knob, int | float) else math.nan
+        yield PolicyVariant(f"{family}({shown})" if shown else family, family, spec.policy, options, number)
+
+
+def _takes_list(kind: Any, option: str) -> bool:
+    field = kind.Options.model_fields.get(option)
+    return field is not None and typing.get_origin(field.annotation) is tuple
+
+
+def run_cell(cell: Cell, on_end: Callable[[RequestRow], None] | None = None) -> Records:
+    """Simulate one cell."""
+    workload = build_workload(cell.scenario, cell.seed, cell.scenario_path)
+    policy = build_policy(cell.policy.policy, cell.policy.options, cell.scenario_path.parent)
+    return simulate(
+        cell.scenario, workload, policy, cell.seed, lambda file: load_trace(file, cell.scenario_path), on_end
+    )
+
+
+def resolved(scenario: Scenario) -> Mapping[str, Any]:
+    """A scenario with every profile and default written out, as plain values."""
+    plain: Mapping[str, Any] = scenario.model_dump(mode="json")
+    return plain

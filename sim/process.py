@@ -1,0 +1,313 @@
+"""The life of one request: ask the policy, send, queue, be served, receive, record; again until the agent is done.
+
+Each request is one SimPy process. Every wait it makes is booked to one column of the attempt's row, so the columns of a row
+add up to its duration even when the wait was cut short by a timeout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any
+
+from simpy import Environment, Event, Interrupt, Process
+
+from sim.draws import CommonDraws
+from sim.policies.base import Observation, Placement, RoutingPolicy, Signals, TierView
+from sim.records import RequestRow, RowTable, SubtaskRow
+from sim.scenario import Client, Sla
+from sim.network import Route
+from sim.server import OK, OVERSIZED, Job
+from sim.tier import TierRuntime
+from workloads.agent import Agent
+from workloads.backend import InferenceBackend
+from workloads.task import Completion, ModelCall, Outcome, Task, worst_provenance
+
+Waits = Generator[Event, Any, Any]
+
+
+class World:
+    """What all requests of one simulated cell share."""
+
+    __slots__ = (
+        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "env", "finished", "home_names",
+        "large", "on_end", "policy", "request_rows", "signals", "small", "subtask_rows", "tiers", "views", "watchdog",
+    )  # fmt: skip
+
+    def __init__(
+        self, env: Environment, *, tiers: dict[str, TierRuntime], views: tuple[TierView, ...], client: Client, sla: Sla,
+        agent: Agent, backend: InferenceBackend, policy: RoutingPolicy, signals: Signals, backoff_draws: CommonDraws,
+        subtask_rows: RowTable, request_rows: RowTable, on_end: Callable[[RequestRow], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.env, self.tiers, self.views, self.client = env, tiers, views, client
+        self.agent, self.backend, self.policy, self.signals = agent, backend, policy, signals
+        self.backoff_draws, self.subtask_rows, self.request_rows = backoff_draws, subtask_rows, request_rows
+        self.deadline_s = sla.deadline_s or client.timeout_s
+        self.small = next((view.name for view in views if view.role == "slm"), views[0].name)
+        self.large = next((view.name for view in views if view.role == "llm"), views[-1].name)
+        self.watchdog = Watchdog(env, client.timeout_s, "timeout")
+        self.attempt_watchdog = (
+            Watchdog(env, client.attempt_timeout_s, "attempt-timeout") if client.attempt_timeout_s else None
+        )
+        self.on_end = on_end
+        self.finished = 0
+
+
+class GivenUp(Exception):
+    """Every way the client may try has failed."""
+
+
+class Watchdog:
+    """Interrupts processes that are still at it after `timeout_s`. One timer serves all: they time out in order of arrival."""
+
+    __slots__ = ("_armed", "_entries", "cause", "env", "timeout_s")
+
+    def __init__(self, env: Environment, timeout_s: float, cause: str) -> None:
+        self.env, self.timeout_s, self.cause = env, timeout_s, cause
+        self._entries: deque[list[Any]] = deque()
+        self._armed = False
+
+    def watch(self, process: Process) -> list[Any]:
+        """Start watching; `entry.clear()` on the returned entry ends it."""
+        entry: list[Any] = [self.env.now + self.timeout_s, process]
+        self._entries.append(entry)
+        if not self._armed:
+            self._arm(self.timeout_s)
+        return entry
+
+    def _arm(self, delay_s: float) -> None:
+        self._armed = True
+        self.env.timeout(delay_s).callbacks.append(self._check)
+
+    def _check(self, _event: Event) -> None:
+        entries, now = self._entries, self.env.now
+        self._armed = False
+        while entries:
+            entry = entries[0]
+            if entry:
+                if entry[0] > now:
+                    self._arm(entry[0] - now)
+                    return
+                entry[1].interrupt(self.cause)
+            entries.popleft()
+
+
+class RequestProcess:
+    """State of one request under way; `run` is the SimPy process."""
+
+    __slots__ = ("arrival_s", "attempts", "home", "index", "process", "provenance", "task", "ttft_s", "world")
+
+    def __init__(self, world: World, index: int, task: Task, home: int) -> None:
+        self.world, self.index, self.task, self.home = world, index, task, home
+        self.attempts: list[SubtaskRow] = []
+        self.provenance = "exact"
+        self.ttft_s = math.nan
+        self.arrival_s = world.env.now
+        self.process: Process = world.env.process(self.run())
+
+    def run(self) -> Waits:
+        """From arrival to the request's row."""
+        world = self.world
+        env = world.env
+        self.arrival_s = env.now
+        entry = world.watchdog.watch(self.process)
+        world.policy.start(self.index, self.task)
+        agent = world.agent(self.task)
+        status, reason, score = "completed", "", 0.0
+        try:
+            call = next(agent)
+            while True:
+                completion = yield from self._subtask(call)
+                call = agent.send(completion)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+            score = outcome.score
+            if outcome.tool_s:
+                yield env.timeout(outcome.tool_s)
+        except Interrupt as interrupt:
+            status, reason = "timeout", str(interrupt.cause)
+        except GivenUp as failure:
+            status, reason = "failed", str(failure)
+        entry.clear()
+        self._finish(status, reason, score)
+
+    def _finish(self, status: str, reason: str, score: float) -> None:
+        world = self.world
+        served = [row.tier for row in self.attempts if row.status == OK]
+        small = sum(1 for tier in served if world.views[tier].role == "slm")
+        row = RequestRow(
+            self.index, self.task.id, self.task.family, self.home, self.arrival_s, world.env.now, self.ttft_s, len(served),
+            small, score, status, reason, self.provenance,
+        )  # fmt: skip
+        world.request_rows.append(row)
+        world.finished += 1
+        world.policy.learn(row)
+        if world.on_end is not None:
+            world.on_end(row)
+
+    def _subtask(self, call: ModelCall) -> Waits:
+        """Place one subtask and see it through, whatever it takes; returns its Completion or raises GivenUp."""
+        world = self.world
+        if call.tool_s:
+            yield world.env.timeout(call.tool_s)
+        placement = world.policy.place(
+            Observation(
+                self.index, call, world.env.now, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
+                self.attempts, world.signals,
+            )  # fmt: skip
+        )
+        if placement.__class__ is not Placement:  # a pending decision: someone outside steps the simulation
+            placement = yield placement
+        first = world.tiers[placement.tier]
+        plan = _Plan(call, placement, call.tool_s, world.policy.options.decision_s)
+        for tier in (first, *first.fall_backs) if world.client.fail_over else (first,):
+            for retry in range(world.client.retries + 1):
+                completion = yield from self._attempt(plan, tier, retry)
+                if completion is not None:
+                    return completion
+                if plan.status == OVERSIZED:
+                    break  # no retry makes it fit
+            plan.reason = f"fail-over from {tier.name}: {plan.status}"
+        raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {call.position}")
+
+    def _attempt(self, plan: _Plan, tier: TierRuntime, retry: int) -> Waits:
+        """One try on one tier; writes one row and returns the Completion, or None when it failed.
+
+        `marks` holds the time at which each phase ended; a phase cut short by an interrupt ends at the interrupt, and those
+        after it take no time, so the phases always add up to the attempt's duration.
+        """
+        world, call = self.world, plan.call
+        env = world.env
+        marks = [env.now]
+        answer: Completion | None = None
+        job: Job | None = None
+        entry = moving = None
+        upload_bytes = download_bytes = 0.0
+        try:
+            if retry:
+                yield env.timeout(self._backoff_s(plan, retry))
+            marks.append(env.now)
+            if plan.decision_s:
+                yield env.timeout(plan.decision_s)
+            marks.append(env.now)
+            if world.attempt_watchdog is not None:
+                entry = world.attempt_watchdog.watch(self.process)
+            handle = world.backend.submit(call, tier.model_name)
+            up, down = tier.routes(self.home)
+            upload_bytes = call.upload_bytes + _attachment_bytes(call.task, plan.placement)
+            if up is not None:
+                moving = (up, up.transfer(upload_bytes, self.index, call.position))
+                yield moving[1]
+            moving = None
+            marks.append(env.now)
+            answer = handle.result()
+            job = tier.job(answer, call, self.index)
+            yield tier.fleet.submit(job)
+            marks += _service_marks(job, answer, env.now)
+            plan.status, plan.retry_after_s = job.status, job.retry_after_s
+            if job.status == OK:
+                download_bytes, tail_bytes = self._download(answer, down, job)
+                if down is not None:
+                    moving = (down, down.transfer(tail_bytes, self.index, call.position))
+                    yield moving[1]
+                moving = None
+        except Interrupt as interrupt:
+            plan.status = str(interrupt.cause)
+            if moving is not None:
+                moving[0].cancel(moving[1])
+            elif job is not None:
+                tier.fleet.cancel(job)
+                marks += _service_marks(job, answer, env.now)
+        if entry is not None:
+            entry.clear()
+        marks += [env.now] * (8 - len(marks))
+        self._record(plan, tier, marks, answer, job, upload_bytes, download_bytes)
+        if plan.status == "timeout":
+            raise Interrupt("timeout")
+        return answer if plan.status == OK else None
+
+    def _record(
+        self, plan: _Plan, tier: TierRuntime, marks: list[float], answer: Completion | None, job: Job | None,
+        upload_bytes: float, download_bytes: float,
+    ) -> None:  # fmt: skip
+        begun, backed_off, decided, uploaded, started, first_token, finished, ended = marks
+        ttft_s = math.nan
+        if plan.status == OK:
+            assert answer is not None
+            # Unstreamed answers arrive whole; streamed ones need the network's delay for the first token only.
+            first_s = first_token + (ended - finished) if self.world.client.stream else ended
+            ttft_s = first_s - begun + plan.tool_s
+            if self.ttft_s != self.ttft_s:
+                self.ttft_s = first_s - self.arrival_s
+            if answer.provenance != self.provenance:
+                self.provenance = worst_provenance(self.provenance, answer.provenance)
+        row = SubtaskRow(
+            self.index, plan.call.position, plan.attempts, tier.index, job.replica if job else 0, plan.status,
+            answer.provenance if answer else "", begun - plan.tool_s, backed_off - begun, plan.tool_s, decided - backed_off,
+            uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
+            ttft_s, job.device_s if job else 0.0, answer.prompt_tokens if answer else 0, job.cached_tokens if job else 0,
+            answer.completion_tokens if answer else 0, upload_bytes, download_bytes, plan.reason,
+        )  # fmt: skip
+        self.attempts.append(row)
+        self.world.subtask_rows.append(row)
+        plan.attempts += 1
+        plan.tool_s = plan.decision_s = 0.0  # paid once, not again by a retry
+
+    def _download(self, answer: Completion, down: Route | None, job: Job) -> tuple[float, float]:
+        """Bytes of the answer on the wire, and those still to come when the last token is generated.
+
+        While a streamed answer is generated its earlier tokens travel; only what the link could not carry in that time is
+        left, at least the last token's own chunk.
+        """
+        client, tokens = self.world.client, max(1, answer.completion_tokens)
+        if not client.stream:
+            return answer.download_bytes, answer.download_bytes
+        total = answer.download_bytes + tokens * client.stream_bytes_per_token
+        if down is None:
+            return total, 0.0
+        generating_s = job.finished_s - job.first_token_s if job.first_token_s == job.first_token_s else 0.0
+        return total, max(total / tokens, total - generating_s * _bytes_per_s(down))
+
+    def _backoff_s(self, plan: _Plan, retry: int) -> float:
+        """Exponential backoff with full jitter; at least the server's Retry-After."""
+        client = self.world.client
+        longest = min(client.backoff_max_s, client.backoff_s * 2 ** (retry - 1))
+        drawn = longest * self.world.backoff_draws.uniform(self.index, plan.call.position + plan.attempts)
+        return max(drawn, plan.retry_after_s)
+
+
+class _Plan:
+    """What the attempts of one subtask hand on to each other."""
+
+    __slots__ = ("attempts", "call", "decision_s", "placement", "reason", "retry_after_s", "status", "tool_s")
+
+    def __init__(self, call: ModelCall, placement: Placement, tool_s: float, decision_s: float) -> None:
+        self.call, self.placement, self.reason = call, placement, placement.reason
+        self.tool_s, self.decision_s = tool_s, decision_s
+        self.attempts, self.status, self.retry_after_s = 0, OK, 0.0
+
+
+def _attachment_bytes(task: Task, placement: Placement) -> int:
+    """Bytes of the attachments the placement uploads."""
+    if not task.attachments:
+        return 0
+    wanted = placement.modalities
+    return sum(a.size_bytes for a in task.attachments if wanted is None or a.name in wanted)
+
+
+def _service_marks(job: Job, answer: Completion | None, now: float) -> tuple[float, float, float]:
+    """When service started, gave its first token and ended, as far as it got by `now`."""
+    started = job.started_s if job.started_s <= now else now  # NaN compares false: never started
+    if job.first_token_s == job.first_token_s:
+        first_token = min(job.first_token_s, now)
+    elif answer is not None and answer.prefill_s == answer.prefill_s:
+        first_token = min(started + answer.prefill_s, now)
+    else:
+        first_token = started
+    return started, max(started, first_token), now
+
+
+def _bytes_per_s(route: Route) -> float:
+    """The rate of a route's slowest hop now."""
+    return min(link.rate_mbps for link in route.links) * 125_000.0

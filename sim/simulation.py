@@ -1,0 +1,151 @@
+"""simulate(): one scenario, one policy, one seed -> records."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from simpy import Environment, Event
+
+from sim.cost import LEDGER_ITEMS, TierRates, ledger, sla_penalties
+from sim.draws import CommonDraws, component_rng
+from sim.faults import start_faults
+from sim.policies.base import RoutingPolicy
+from sim.process import RequestProcess, World
+from sim.records import REQUEST_KINDS, SUBTASK_KINDS, Records, RequestRow, RowTable
+from sim.scenario import Scenario
+from sim.signals import LiveSignals, SampledSignals
+from sim.study import rates_of, study_of
+from sim.tier import Links, TierRuntime, TraceLoader, build_tiers
+from sim.workload import BuiltWorkload
+
+
+class Simulation(NamedTuple):
+    """A simulation set up and not yet run; a learning environment steps `env` itself."""
+
+    env: Environment
+    world: World
+    tiers: dict[str, TierRuntime]
+    done: Event
+    rates: tuple[TierRates[float], ...]
+
+
+def simulate(
+    scenario: Scenario, workload: BuiltWorkload, policy: RoutingPolicy, seed: int, load_trace: TraceLoader,
+    on_end: Callable[[RequestRow], None] | None = None,
+) -> Records:  # fmt: skip
+    """Run every request to its end and return both record tables, ledger included.
+
+    Same arguments, same records, to the byte. `on_end` is called with each finished request's row.
+    """
+    simulation = prepare(scenario, workload, policy, seed, load_trace, on_end)
+    with _garbage_collection_paused():
+        simulation.env.run(until=simulation.done)
+    return collect(scenario, simulation)
+
+
+def prepare(
+    scenario: Scenario, workload: BuiltWorkload, policy: RoutingPolicy, seed: int, load_trace: TraceLoader,
+    on_end: Callable[[RequestRow], None] | None = None,
+) -> Simulation:  # fmt: skip
+    """Build the world, let the policy study, and start sources and faults."""
+    env = Environment()
+    links = Links(env, scenario, seed, load_trace)
+    tiers = build_tiers(env, scenario, seed, links)
+    rates = tuple(rates_of(scenario).values())
+    study = study_of(scenario, workload, seed)
+    policy.prepare(study)
+    age_s, prices = scenario.client.signal_age_s, scenario.pricing.other
+    signals = SampledSignals(env, age_s, tiers, rates, prices) if age_s else LiveSignals(tiers, rates, prices)
+    world = World(
+        env, tiers=tiers, views=study.tiers, client=scenario.client, sla=scenario.sla, agent=workload.agent, backend=workload.backend,
+        policy=policy, signals=signals, backoff_draws=CommonDraws(seed, "backoff"), subtask_rows=RowTable(SUBTASK_KINDS),
+        request_rows=RowTable(REQUEST_KINDS), on_end=on_end,
+    )  # fmt: skip
+    start_faults(env, scenario.faults, seed, tiers, links.by_hop)
+    if workload.arrival_s is None:
+        done = _start_users(world, scenario, workload, seed)
+    else:
+        done = env.process(_open_source(world, scenario, workload))
+    return Simulation(env, world, tiers, done, rates)
+
+
+def _open_source(world: World, scenario: Scenario, workload: BuiltWorkload) -> Generator[Event, Any, None]:
+    """Start each request at its time, then wait until the last has ended."""
+    env, homes = world.env, scenario.workload.homes
+    assert workload.arrival_s is not None
+    # Requests under way by index: only they need waiting for at the end.
+    latest: list[RequestProcess] = []
+    for index, (arrival_s, task) in enumerate(zip(workload.arrival_s.tolist(), workload.requests, strict=True)):
+        if arrival_s > env.now:
+            yield env.timeout(arrival_s - env.now)
+        latest.append(RequestProcess(world, index, task, index % homes))
+        if len(latest) > 1024:
+            latest = [request for request in latest if request.process.is_alive]
+    for request in latest:
+        if request.process.is_alive:
+            yield request.process
+
+
+def _start_users(world: World, scenario: Scenario, workload: BuiltWorkload, seed: int) -> Event:
+    """Closed loop: each user asks, waits for the answer, thinks, asks again, until all requests have been asked."""
+    env, spec = world.env, scenario.workload
+    rng = component_rng(seed, "think times")
+    think_s = rng.exponential(spec.arrivals.think_s, len(workload.requests)) if spec.arrivals.think_s else None
+    queue = iter(enumerate(workload.requests))
+
+    def user(home: int) -> Generator[Event, Any, None]:
+        for index, task in queue:
+            if think_s is not None:
+                yield env.timeout(float(think_s[index]))
+            yield RequestProcess(world, index, task, home % spec.homes).process
+
+    return env.all_of([env.process(user(number)) for number in range(spec.arrivals.users)])
+
+
+@contextmanager
+def _garbage_collection_paused() -> Iterator[None]:
+    """Nothing made in the event loop is cyclic for long; scanning the growing records again and again costs a quarter."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def collect(scenario: Scenario, simulation: Simulation) -> Records:
+    """The record tables with the ledger's columns."""
+    subtasks = simulation.world.subtask_rows.columns()
+    requests = simulation.world.request_rows.columns()
+    prices = scenario.pricing.other
+    subtasks.update(ledger(subtasks, simulation.rates, prices))
+    _charge_decisions(scenario, subtasks)
+    order = np.argsort(requests["request"], kind="stable")
+    requests = {name: column[order] for name, column in requests.items()}
+    latency_s = requests["end_s"] - requests["arrival_s"]
+    completed = requests["status"] == "completed"
+    requests["latency_s"] = latency_s
+    for item in (*LEDGER_ITEMS, "energy_j", "carbon_g"):
+        requests[item] = np.bincount(subtasks["request"], subtasks[item], minlength=len(latency_s))
+    requests["sla_usd"] = sla_penalties(latency_s, completed, scenario.sla.deadline_s, scenario.sla.penalty_usd)
+    requests["total_usd"] = sum(requests[item] for item in LEDGER_ITEMS) + requests["sla_usd"]
+    return Records(subtasks, requests)
+
+
+def _charge_decisions(scenario: Scenario, subtasks: dict[str, Any]) -> None:
+    """The user's device works while it decides: energy, its price and its carbon go to the decided subtask."""
+    prices, power_w = scenario.pricing.other, scenario.client.home_power_w
+    energy_j = subtasks["decision_s"] * power_w
+    energy_usd = energy_j / 3.6e6 * prices.electricity_usd_per_kwh
+    carbon_g = energy_j / 3.6e6 * prices.carbon_g_per_kwh
+    carbon_usd = carbon_g / 1e6 * prices.carbon_usd_per_tonne
+    subtasks["energy_j"] = subtasks["energy_j"] + energy_j
+    subtasks["carbon_g"] = subtasks["carbon_g"] + carbon_g
+    subtasks["energy_usd"] = subtasks["energy_usd"] + energy_usd
+    subtasks["carbon_usd"] = subtasks["carbon_usd"] + carbon_usd
+    subtasks["total_usd"] = subtasks["total_usd"] + energy_usd + carbon_usd

@@ -1,0 +1,90 @@
+"""What can be known of a scenario without running it: rates, nominal service times, and what policies may study."""
+
+from __future__ import annotations
+
+from sim.cost import TierRates, TokenPrices, charge, tier_rates, token_prices
+from sim.policies.base import Study, TierView
+from sim.roofline import Roofline
+from sim.scenario import Scenario, Tier
+from sim.workload import BuiltWorkload
+from workloads.errors import InputError
+from workloads.task import ModelCall
+
+
+def rates_of(scenario: Scenario) -> dict[str, TierRates[float]]:
+    """What each tier charges. Raises InputError for a model whose price nobody lists."""
+    rates = {}
+    for name, tier in scenario.tiers.items():
+        hops = [link.link for link in scenario.route(name)]
+        rates[name] = tier_rates(tier.device, _token_prices(scenario, name), hops, scenario.pricing.other)
+    return rates
+
+
+def _token_prices(scenario: Scenario, tier: str) -> TokenPrices:
+    own = scenario.pricing.tokens.get(tier)
+    if own is not None:
+        cached = own.input_usd_per_mtok if own.cached_input_usd_per_mtok is None else own.cached_input_usd_per_mtok
+        return TokenPrices(own.input_usd_per_mtok / 1e6, cached / 1e6, own.output_usd_per_mtok / 1e6)
+    try:
+        return token_prices(scenario.tiers[tier].model.price_name, scenario.pricing.date)
+    except ValueError as error:
+        remedy = f"Correct price_name, or give prices of your own under pricing.tokens.{tier}"
+        raise InputError(f"field tiers.{tier}.model.price_name", str(error), remedy) from None
+
+
+def tier_views(scenario: Scenario, rates: dict[str, TierRates[float]]) -> tuple[TierView, ...]:
+    """What policies know of the tiers."""
+    return tuple(
+        TierView(
+            name, tier.role, tier.model_name or name, tier.model.quality, rates[name].input_usd_per_token,
+            rates[name].cached_input_usd_per_token, rates[name].output_usd_per_token,
+        )
+        for name, tier in scenario.tiers.items()
+    )  # fmt: skip
+
+
+def roofline_of(tier: Tier) -> Roofline | None:
+    """The roofline of a tier's model on its device; None for endpoints and plain queues."""
+    device, model = tier.device, tier.model
+    if device is None:
+        return None
+    return Roofline(
+        peak_flops=device.peak_tflops * 1e12, flops_efficiency=device.flops_efficiency,
+        memory_bandwidth_bytes_s=device.memory_bandwidth_gbytes_s * 1e9, bandwidth_efficiency=device.bandwidth_efficiency,
+        memory_bytes=device.memory_gbytes * 1e9, parameters=model.parameters_b * 1e9,
+        weight_bytes=(model.weight_gbytes or 2 * model.parameters_b) * 1e9, kv_bytes_per_token=model.kv_bytes_per_token,
+        step_overhead_s=device.step_overhead_s,
+    )  # fmt: skip
+
+
+def nominal_service_s(tier: Tier, roofline: Roofline | None, prompt_tokens: int, completion_tokens: int) -> float:
+    """Prefill and decode seconds of one call alone on an idle server, with median endpoint latencies."""
+    decode_steps = max(0, completion_tokens - 1)
+    if roofline is not None:
+        return roofline.prefill_s(prompt_tokens) + roofline.decode_span_s(1, prompt_tokens + 1, decode_steps)
+    if tier.endpoint is not None:
+        api = tier.endpoint
+        return api.ttft_median_s + api.prefill_s_per_token * prompt_tokens + decode_steps / api.tokens_per_s_median
+    assert tier.service is not None
+    return tier.service.mean_s
+
+
+def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
+    """The workload as policies may study it beforehand."""
+    rates = rates_of(scenario)
+    rooflines = {name: roofline_of(tier) for name, tier in scenario.tiers.items()}
+
+    def expected_cost_usd(call: ModelCall, tier: str, completion_tokens: int) -> float:
+        spec, roofline = scenario.tiers[tier], rooflines[tier]
+        # An endpoint's device is the provider's: its time costs nothing beyond the token prices.
+        device_s = nominal_service_s(spec, roofline, call.prompt_tokens, completion_tokens) if roofline else 0.0
+        charges = charge(
+            rates[tier], scenario.pricing.other, prompt_tokens=call.prompt_tokens, cached_tokens=0,
+            completion_tokens=completion_tokens, upload_bytes=call.upload_bytes,
+            download_bytes=spec.model.bytes_per_token * completion_tokens, device_s=device_s, served=1.0,
+        )  # fmt: skip
+        return float(charges.total_usd)
+
+    return Study(
+        workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd
+    )

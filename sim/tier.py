@@ -1,0 +1,161 @@
+"""One tier at run time: its servers behind a balancer and the routes to it, built from the scenario."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from simpy import Environment
+
+from sim.bandwidth import Capacity, ConstantCapacity, RandomCapacity, TraceCapacity
+from sim.batching import BatchingServer
+from sim.draws import CommonDraws, component_rng
+from sim.endpoint import CloudEndpoint, LogNormal
+from sim.fleet import Fleet
+from sim.network import Link, Route
+from sim.prompt_cache import PromptCache
+from sim.roofline import Roofline
+from sim.scenario import BandwidthFile, LinkSpec, Scenario, Service, Tier
+from sim.server import Job, Server, SlotServer
+from sim.study import nominal_service_s, roofline_of
+from workloads.bandwidth import BandwidthTrace
+from workloads.task import Completion, ModelCall
+
+TraceLoader = Callable[[BandwidthFile], BandwidthTrace]
+
+
+class TierRuntime:
+    """A tier's fleet and its routes, one pair per home (one pair in all where homes share their links)."""
+
+    __slots__ = (
+        "_draws", "_measured", "_routes", "_service", "fall_backs", "fleet", "index", "model_name", "name", "roofline", "spec",
+    )  # fmt: skip
+
+    def __init__(
+        self, index: int, name: str, spec: Tier, fleet: Fleet, routes: list[tuple[Route | None, Route | None]],
+        draws: CommonDraws, roofline: Roofline | None, *, measured: bool,
+    ) -> None:  # fmt: skip
+        self.index, self.name, self.spec, self.fleet, self._routes = index, name, spec, fleet, routes
+        self.model_name = spec.model_name or name
+        self.roofline = roofline
+        self.fall_backs: tuple[TierRuntime, ...] = ()
+        self._draws, self._service, self._measured = draws, spec.service, measured
+
+    def routes(self, home: int) -> tuple[Route | None, Route | None]:
+        """(up, down) between a home and this tier; None where nothing lies between them."""
+        routes = self._routes
+        return routes[home % len(routes)]
+
+    def job(self, answer: Completion, call: ModelCall, request: int) -> Job:
+        """The work an answer is for this tier's servers."""
+        return Job(
+            answer.prompt_tokens, answer.completion_tokens, request=request, position=call.position,
+            service_s=self._service_s(answer, request, call.position),
+            prefix_blocks=call.prefix_blocks,
+        )  # fmt: skip
+
+    def nominal_service_s(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Prefill and decode seconds of one call alone on an idle server."""
+        return nominal_service_s(self.spec, self.roofline, prompt_tokens, completion_tokens)
+
+    def _service_s(self, answer: Completion, request: int, position: int) -> float | None:
+        """Given service seconds; None where the server works them out from its profile."""
+        service, measured_s = self._service, answer.prefill_s + answer.decode_s
+        if self._measured and measured_s == measured_s:
+            return measured_s
+        if service is None:
+            return None
+        if service.distribution == "constant":
+            return service.mean_s
+        if service.distribution == "exponential":
+            return -service.mean_s * math.log(self._draws.uniform(request, position))
+        return service.mean_s
+
+
+class Links:
+    """All links of a scenario, made once and shared by the routes that cross them."""
+
+    def __init__(self, env: Environment, scenario: Scenario, seed: int, load_trace: TraceLoader) -> None:
+        self._env, self._seed, self._load_trace = env, seed, load_trace
+        self._homes = scenario.workload.homes if any(link.per_home for link in scenario.links) else 1
+        self.by_hop: dict[str, list[tuple[Link, Link]]] = {
+            "-".join(spec.between): [self._pair(spec, home) for home in range(self._homes if spec.per_home else 1)]
+            for spec in scenario.links
+        }
+
+    def routes(self, hops: tuple[LinkSpec, ...]) -> list[tuple[Route | None, Route | None]]:
+        """One (up, down) pair per home that has links of its own, else one in all."""
+        if not hops:
+            return [(None, None)]
+        pairs = [self.by_hop["-".join(spec.between)] for spec in hops]
+        return [self._route([pair[home % len(pair)] for pair in pairs]) for home in range(self._homes)]
+
+    def _route(self, pairs: list[tuple[Link, Link]]) -> tuple[Route, Route]:
+        return Route(self._env, [up for up, _ in pairs]), Route(self._env, [down for _, down in reversed(pairs)])
+
+    def _pair(self, spec: LinkSpec, home: int) -> tuple[Link, Link]:
+        return self._link(spec, "up", spec.link.up_mbps, home), self._link(spec, "down", spec.link.down_mbps, home)
+
+    def _link(self, spec: LinkSpec, direction: str, mbps: float, home: int) -> Link:
+        hop, name = spec.link, f"{'-'.join(spec.between)}/{direction}/{home}"
+        jitter_s = hop.jitter_s if hop.jitter != "none" else 0.0
+        return Link(
+            self._env, name, self._capacity(spec, direction, mbps, name), propagation_s=hop.propagation_s, jitter_s=jitter_s,
+            jitter=hop.jitter if jitter_s else "none", loss=hop.loss, shared=spec.shared, draws=CommonDraws(self._seed, name),
+        )  # fmt: skip
+
+    def _capacity(self, spec: LinkSpec, direction: str, mbps: float, name: str) -> Capacity:
+        rng = component_rng(self._seed, f"bandwidth/{name}")
+        file = spec.up_trace if direction == "up" else spec.down_trace
+        if file is not None:
+            trace = self._load_trace(file)
+            offset_s = float(rng.random() * trace.durations_s.sum()) if file.random_start else 0.0
+            return TraceCapacity(trace.durations_s, trace.mbps, offset_s)
+        if spec.link.bandwidth_cv:
+            return RandomCapacity(mbps, spec.link.bandwidth_cv, spec.link.bandwidth_interval_s, rng)
+        return ConstantCapacity(mbps)
+
+
+def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -> dict[str, TierRuntime]:
+    """Every tier of a scenario, ready to serve."""
+    measured = scenario.inference.service_time == "measured"
+    tiers = {}
+    for index, (name, spec) in enumerate(scenario.tiers.items()):
+        roofline = roofline_of(spec)
+        fleet = Fleet(
+            [_server(env, f"{name}/{i}", spec, roofline, seed) for i in range(spec.replicas)],
+            spec.balancer,
+            draws=CommonDraws(seed, f"balancer/{name}"),
+            name=name,
+        )
+        draws = CommonDraws(seed, f"service/{name}")
+        tiers[name] = TierRuntime(index, name, spec, fleet, links.routes(scenario.route(name)), draws, roofline, measured=measured)
+    for tier in tiers.values():
+        tier.fall_backs = tuple(other for other in tiers.values() if other is not tier)
+    return tiers
+
+
+def _server(env: Environment, name: str, spec: Tier, roofline: Roofline | None, seed: int) -> Server:
+    if roofline is not None:
+        cache = PromptCache(spec.cache_lifetime_s, block_tokens=16) if spec.prefix_cache and spec.cache_lifetime_s else None
+        return BatchingServer(env, roofline, max_batch=spec.max_batch, discipline=spec.discipline, cache=cache, name=name)
+    if spec.endpoint is not None:
+        return _endpoint(env, name, spec, seed)
+    service = spec.service or Service()
+    return SlotServer(env, service.slots, discipline=spec.discipline, name=name)
+
+
+def _endpoint(env: Environment, name: str, spec: Tier, seed: int) -> CloudEndpoint:
+    api = spec.endpoint
+    assert api is not None
+    cache = (
+        PromptCache(api.cache_lifetime_s, block_tokens=128, minimum_tokens=api.cache_min_tokens)
+        if spec.prefix_cache and api.cache_lifetime_s
+        else None
+    )
+    return CloudEndpoint(
+        env, name, ttft_s=LogNormal(api.ttft_median_s, api.ttft_sigma),
+        tokens_per_s=LogNormal(api.tokens_per_s_median, api.tokens_per_s_sigma),
+        draws=(CommonDraws(seed, f"ttft/{name}"), CommonDraws(seed, f"rate/{name}")), concurrency=api.concurrency, rpm=api.rpm,
+        tpm=api.tpm, ttft_per_prompt_token_s=api.prefill_s_per_token, cache=cache,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""One contract for every entry of POLICIES."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from sim.policies import POLICIES
+from sim.policies.base import Observation, Placement, RoutingPolicy, Study
+from tests.conftest import ROOT
+from tests.policies import check_decisions, check_options, modelled_study, text_study
+
+READS_TEXT = {"embedding-router", "nearest-neighbours"}  # these load a sentence encoder where tasks have text
+
+
+CASES = [
+    pytest.param(
+        name,
+        study,
+        id=f"{name}-{study.__name__}",
+        marks=[pytest.mark.slow] if name in READS_TEXT and study is text_study else [],
+    )
+    for name in POLICIES
+    for study in (modelled_study, text_study)
+]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_documents_its_options(name: str) -> None:
+    """Every policy has a docstring, and options with docstrings, defaults and a JSON schema."""
+    check_options(POLICIES[name])
+
+
+@pytest.mark.parametrize(("name", "study"), CASES)
+def test_a_policy_places_every_subtask(name: str, study: Callable[[], Study]) -> None:
+    """Every policy places all subtasks of either kind of task reproducibly, without answer or latent difficulty."""
+    check_decisions(POLICIES[name], study())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_two_tasks_are_enough(name: str) -> None:
+    """No policy needs more than two tasks to prepare."""
+    check_decisions(POLICIES[name], modelled_study(2))
+
+
+def test_reading_the_table_loads_no_model_library() -> None:
+    """Importing the policies loads neither torch nor Ray nor scikit-learn, in a fresh process."""
+    heavy = "{'torch', 'ray', 'sklearn', 'transformers', 'sentence_transformers'}"
+    code = f"import sys, sim.policies; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+class Peeking(RoutingPolicy):
+    """Looks at the difficulty that no policy may see."""
+
+    def place(self, seen: Observation) -> Placement:
+        """Decide by the latent tolerance."""
+        return Placement(seen.small if seen.call.task.latent.tolerance > 0 else seen.large)
+
+
+class Wavering(RoutingPolicy):
+    """Decides by how often it was asked."""
+
+    asked = 0
+
+    def place(self, seen: Observation) -> Placement:
+        """Alternate."""
+        self.asked += 1
+        return Placement(seen.small if self.asked % 2 else seen.large)
+
+
+class Astray(RoutingPolicy):
+    """Names a tier that does not exist."""
+
+    def place(self, seen: Observation) -> Placement:
+        """Send everything nowhere."""
+        return Placement("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [(Peeking, "no policy may see"), (Wavering, "asked before"), (Astray, "is not a tier")],
+)
+def test_the_contract_catches_offenders(policy: type[RoutingPolicy], words: str) -> None:
+    """Policies that peek, waver or go astray do not pass, so passing means something."""
+    with pytest.raises(AssertionError, match=words):
+        check_decisions(policy, modelled_study())

@@ -1,0 +1,50 @@
+"""The one exception tree of Isthmus.
+
+IsthmusError
+├── InputError          something the user gave us is wrong: exit code 2, nothing written
+│   └── RecordingError  a recording cannot be read (version, truncation, a broken line)
+└── BackendError        a model could not answer
+    └── RecordingMiss   replay was asked for a conversation nobody recorded
+
+An InputError's text always says where, what was found and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IsthmusError(Exception):
+    """Base of every error Isthmus raises on purpose."""
+
+
+class InputError(IsthmusError):
+    """Bad input: `place` (file, line or row, field), `problem` (what was found) and `remedy` (what is allowed)."""
+
+    def __init__(self, place: str, problem: str, remedy: str) -> None:
+        self.place, self.problem, self.remedy = place, problem, remedy
+        super().__init__(f"{place}: {problem}. {remedy}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:  # survives the trip back from a worker process
+        return type(self), (self.place, self.problem, self.remedy)
+
+
+class RecordingError(InputError):
+    """A recording that cannot be read."""
+
+
+class BackendError(IsthmusError):
+    """A model could not answer this call."""
+
+
+class RecordingMiss(BackendError):
+    """Replay met a conversation that was never recorded."""
+
+
+def suggest(found: str, allowed: Iterable[str]) -> str:
+    """'Did you mean "x"? Allowed: ...' for an unknown name, naming the nearest valid ones."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(found, names, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"{hint}Allowed: {', '.join(names)}"
