@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ RESULTS = Path("results")
 
 ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario YAML file.")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. workload.requests=50; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. workload.requests=50; repeatable."),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.")]
 
@@ -48,7 +48,9 @@ def run(
     out: OutFolder = RESULTS,
     seed: Annotated[int | None, typer.Option(min=0, help="Run this one seed instead of the scenario's.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Simulations at a time; default: one per core.")] = None,
-    address: Annotated[str | None, typer.Option(metavar="ADDR", help="Ray cluster to run on: auto, or host:port.")] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="Ray cluster to run on: auto, or host:port.")
+    ] = None,
 ) -> None:
     """Simulate a scenario under all its policies and seeds, then write metrics, figures and a report.
 
@@ -96,10 +98,14 @@ def schema() -> None:
 
 @app.command()
 def frontier(
-    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Result folders, e.g. results/quickstart/latest.")],
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Result folders, e.g. results/quickstart/latest.")
+    ],
     x: Annotated[str, typer.Option(help="Field of summary.json on the x axis.")] = "cost_usd",
     y: Annotated[str, typer.Option(help="Field of summary.json on the y axis.")] = "accuracy",
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Figure to write (.png, .svg or .pdf).")] = Path("frontier.png"),
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Figure to write (.png, .svg or .pdf).")] = Path(
+        "frontier.png"
+    ),
 ) -> None:
     """Draw any two summary fields of one or several runs against each other, and print the points nothing else beats."""
     from sim.comparison import draw_frontier
@@ -122,9 +128,37 @@ def compare(
         Console().print(compare_runs(a, b))
 
 
+@app.command()
+def fit(
+    measurements: Annotated[
+        Path, typer.Argument(metavar="FILE", help="llmperf calls (.json) or a latency matrix (.csv).")
+    ],
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="REGION", help="Latency matrix: where the user is.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--to", metavar="REGION", help="Latency matrix: where the model is.")
+    ] = None,
+) -> None:
+    """Turn measurements into lines for a scenario: an endpoint profile, or the delay between two cloud regions."""
+    from sim.fitting import delay_from_matrix, endpoint_from_calls
+    from sim.loading import dump_yaml
+
+    with clear_errors():
+        if measurements.suffix == ".csv":
+            print(f"propagation_s: {delay_from_matrix(measurements, source, target):.6g}")
+            return
+        profile, notes = endpoint_from_calls(measurements)
+        for note in notes:
+            print(f"# {note}")
+        print(dump_yaml({"endpoint": profile.model_dump()}), end="")
+
+
 @app.command("list")
 def list_names(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="policies, readers, or a kind of profile.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="policies, readers, or a kind of profile.")
+    ] = None,
 ) -> None:
     """List the names a scenario can use: policies with their options, profiles with their sources, readers."""
     from sim.tables import name_tables
@@ -134,10 +168,5 @@ def list_names(
             Console().print(table)
 
 
-def main(argv: list[str] | None = None, program: Callable[..., object] = app) -> None:
-    """Entry point; `argv` defaults to the command line."""
-    program(args=argv, prog_name="run_sim.py")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    app(prog_name="run_sim.py")

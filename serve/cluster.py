@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,17 +61,19 @@ def _connected(workers: int, address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    common: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(address="local", num_cpus=workers, runtime_env=environment, configure_logging=True, **common)
+        local: dict[str, Any] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+        ray.init(address="local", num_cpus=workers, include_dashboard=False, runtime_env=local, **quiet)
     else:
         try:
-            environment = {"working_dir": str(ROOT), "excludes": _EXCLUDED}
-            ray.init(address=address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            shipped: dict[str, Any] = {"working_dir": str(ROOT), "excludes": _EXCLUDED}
+            ray.init(address=address, runtime_env=shipped, **quiet)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`") from None
+            raise InputError(
+                f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`"
+            ) from None
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class PolicyVariant(NamedTuple):
 class Cell(NamedTuple):
     """One simulation to run."""
 
-    index: int
+    number: int
     variant: str
     scenario: Scenario
     scenario_path: Path
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
     @property
     def file_name(self) -> str:
         """Name of its record files, unique in the run and in the run's order."""
-        return f"{self.index:05d}.parquet"
+        return f"{self.number:05d}.parquet"
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -85,7 +85,9 @@ def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
     swept = [name for name, value in spec.options.items() if isinstance(value, tuple) and not _takes_list(kind, name)]
     for values in itertools.product(*(spec.options[name] for name in swept)):
         chosen = dict(zip(swept, values, strict=True))
-        shown = ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen.items())
+        shown = ", ".join(
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen.items()
+        )
         options = {**spec.options, **chosen}
         knob = options.get(kind.knob) if kind.knob else next(iter(chosen.values()), None)
         number = float(knob) if isinstance(knob, int | float) else math.nan

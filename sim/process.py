@@ -7,19 +7,20 @@ add up to its duration even when the wait was cut short by a timeout.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
 from simpy import Environment, Event, Interrupt, Process
 
+from sim.bandwidth import BYTES_PER_S_PER_MBPS
 from sim.draws import CommonDraws
+from sim.network import Route
 from sim.policies.base import Observation, Placement, RoutingPolicy, Signals, TierView
 from sim.records import RequestRow, RowTable, SubtaskRow
 from sim.scenario import Client, Sla
-from sim.network import Route
 from sim.server import OK, OVERSIZED, Job
 from sim.tier import TierRuntime
+from sim.watchdog import Watchdog
 from workloads.agent import Agent
 from workloads.backend import InferenceBackend
 from workloads.task import Completion, ModelCall, Outcome, Task, worst_provenance
@@ -56,41 +57,6 @@ class World:
 
 class GivenUp(Exception):
     """Every way the client may try has failed."""
-
-
-class Watchdog:
-    """Interrupts processes that are still at it after `timeout_s`. One timer serves all: they time out in order of arrival."""
-
-    __slots__ = ("_armed", "_entries", "cause", "env", "timeout_s")
-
-    def __init__(self, env: Environment, timeout_s: float, cause: str) -> None:
-        self.env, self.timeout_s, self.cause = env, timeout_s, cause
-        self._entries: deque[list[Any]] = deque()
-        self._armed = False
-
-    def watch(self, process: Process) -> list[Any]:
-        """Start watching; `entry.clear()` on the returned entry ends it."""
-        entry: list[Any] = [self.env.now + self.timeout_s, process]
-        self._entries.append(entry)
-        if not self._armed:
-            self._arm(self.timeout_s)
-        return entry
-
-    def _arm(self, delay_s: float) -> None:
-        self._armed = True
-        self.env.timeout(delay_s).callbacks.append(self._check)
-
-    def _check(self, _event: Event) -> None:
-        entries, now = self._entries, self.env.now
-        self._armed = False
-        while entries:
-            entry = entries[0]
-            if entry:
-                if entry[0] > now:
-                    self._arm(entry[0] - now)
-                    return
-                entry[1].interrupt(self.cause)
-            entries.popleft()
 
 
 class RequestProcess:
@@ -151,13 +117,12 @@ class RequestProcess:
         world = self.world
         if call.tool_s:
             yield world.env.timeout(call.tool_s)
-        placement = world.policy.place(
-            Observation(
-                self.index, call, world.env.now, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
-                self.attempts, world.signals,
-            )  # fmt: skip
-        )
-        if placement.__class__ is not Placement:  # a pending decision: someone outside steps the simulation
+        seen = Observation(
+            self.index, call, world.env.now, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
+            self.attempts, world.signals,
+        )  # fmt: skip
+        placement = world.policy.place(seen)
+        if isinstance(placement, Event):  # a pending decision: someone outside steps the simulation
             placement = yield placement
         first = world.tiers[placement.tier]
         plan = _Plan(call, placement, call.tool_s, world.policy.options.decision_s)
@@ -310,4 +275,4 @@ def _service_marks(job: Job, answer: Completion | None, now: float) -> tuple[flo
 
 def _bytes_per_s(route: Route) -> float:
     """The rate of a route's slowest hop now."""
-    return min(link.rate_mbps for link in route.links) * 125_000.0
+    return BYTES_PER_S_PER_MBPS * min(link.rate_mbps for link in route.links)

@@ -32,9 +32,7 @@ def _locate(tree: Any, location: Sequence[str | int]) -> tuple[int | None, str]:
     node, line, names = tree, None, []
     for depth, part in enumerate(location):
         last = depth == len(location) - 1
-        if isinstance(node, Mapping) and part in node:
-            line, node = _line(node, part, line), node[part]
-        elif isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int) and part < len(node):
+        if (isinstance(node, Mapping) and part in node) or (isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int) and part < len(node)):
             line, node = _line(node, part, line), node[part]
         elif not last or (isinstance(node, Mapping) and _is_tag(part, node)):
             continue

@@ -144,7 +144,7 @@ def test_rejected_calls_use_up_nothing():
     """A call refused for its tokens leaves the request limit alone, and one refused for concurrency leaves both."""
     env = simpy.Environment()
     server = endpoint(env, rpm=2, tpm=1000, concurrency=1)
-    jobs = [Job(400, 100), Job(1, 1), Job(600, 1), Job(300, 100)]
+    jobs = [Job(499, 1), Job(1, 1), Job(600, 1), Job(400, 1)]
     for job in jobs[:2]:
         server.submit(job)
     env.run(until=jobs[0].done)

@@ -45,7 +45,7 @@ class AccuracyModel:
     def lost_share(self, share_small: float) -> float:
         """g(x): the share of the All-LLM to All-SLM gap that is lost when the weighted share `share_small` ran small."""
         c_h, x_h = self.half_share**self.steepness, share_small**self.steepness
-        return (1 + c_h) * x_h / (x_h + c_h)
+        return float((1 + c_h) * x_h / (x_h + c_h))
 
     def weights(self, subtasks: int) -> tuple[float, ...]:
         """Position weights of a request of `subtasks` steps; they sum to 1."""
@@ -137,7 +137,9 @@ class ModelledWorkload:
         for step, weight in enumerate(latent.weights):
             tool_s = sizes.tool_s if position else 0.0
             upload = FRAMING_BYTES + int(prompt_tokens * sizes.bytes_per_token)
-            done = yield ModelCall(task, position, (), prompt_tokens, upload, tool_s, prefix_blocks=latent.prefix_blocks)
+            done = yield ModelCall(
+                task, position, (), prompt_tokens, upload, tool_s, prefix_blocks=latent.prefix_blocks
+            )
             position += 1
             prompt_tokens += done.completion_tokens + latent.tool_tokens[step]
             smallness = 1.0 - quality[done.model]

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from sim.figures.phases import DOWNLINK, PREFILL, QUEUE, boundaries_s
 from sim.figures.style import (
@@ -17,6 +18,7 @@ from sim.figures.style import (
     VERMILION,
     FloatArray,
     Unit,
+    legend_below,
     new_figure,
     shorten,
     styled,
@@ -93,7 +95,7 @@ def draw_load(tables: RunTables, variant: str, policy: str, seed: int) -> Figure
         _steps(right, waiting, 1.0, ORANGE, unit)
         right.set_title(f"{name}: waiting", loc="left")
         right.set_ylabel("requests")
-        right.set_ylim(0, max(1.0, float(waiting.highest.max()) * 1.08))
+        _whole_numbers(right, waiting)
     for axes in grid[-1]:
         axes.set_xlabel(f"virtual time ({unit.symbol})")
     handles = [
@@ -101,7 +103,8 @@ def draw_load(tables: RunTables, variant: str, policy: str, seed: int) -> Figure
         Patch(color=ORANGE, alpha=0.75, label="waiting, mean of a bin"),
     ]
     handles.append(Patch(facecolor="none", edgecolor=VERMILION, label="highest in a bin"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    legend_below(figure, handles)
+    figure.align_ylabels()
     return figure
 
 
@@ -116,7 +119,12 @@ def _utilisation(axes: Axes, serving: Binned, slots: float, name: str, unit: Uni
     else:
         axes.set_title(f"{name}: in service (no limit)", loc="left")
         axes.set_ylabel("requests")
-        axes.set_ylim(0, max(1.0, float(serving.highest.max()) * 1.08))
+        _whole_numbers(axes, serving)
+
+
+def _whole_numbers(axes: Axes, binned: Binned) -> None:
+    axes.set_ylim(0, max(1.0, float(binned.highest.max()) * 1.08))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
 
 
 def _steps(axes: Axes, binned: Binned, factor: float, colour: str, unit: Unit) -> None:

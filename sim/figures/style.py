@@ -101,6 +101,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
     """Write `name`.png and `name`.svg, each atomically; returns the bytes of the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": "Isthmus"}, "png": {"Software": None}}
+    _settle(figure)
     for kind in ("svg", "png"):
         partial = folder / f".{name}.{os.getpid()}.{kind}"
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
@@ -109,6 +110,15 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
             figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata[kind])
         os.replace(partial, folder / f"{name}.{kind}")
     return (folder / f"{name}.png").read_bytes()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once and for all: both files look the same, and nothing is computed twice."""
+    if figure.get_layout_engine() is not None:
+        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 class Unit(NamedTuple):

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sim.figures.phases import PHASES, boundaries_s
+from sim.figures.phases import PHASES, REST, REST_COLOUR, boundaries_s
 from sim.figures.style import INK, SOFT, FloatArray, cut, legend_below, new_figure, shorten, styled
 from sim.records import Columns
 from sim.run_tables import RunTables
 
 MOST_REQUESTS = 5
-_HOME = "home"
+_AGENT = "agent"
 _CHARACTER_SHARE = 0.0074
 """Width of a small character as a share of a panel's width."""
 
@@ -42,16 +42,18 @@ def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Fi
     if not stories:
         figure.subplots().annotate("no request was placed anywhere", (0.5, 0.5), xycoords="axes fraction", ha="center")
         return figure
+    rest = False
     panels = figure.subplots(len(stories), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, story, attempts, used in zip(panels, stories, steps, lanes, strict=True):
         at = int(np.flatnonzero(requests["request"] == story.request)[0])
-        _panel(axes, {name: column[at] for name, column in requests.items()}, attempts, used, tables)
-        axes.set_title(
-            _headline(story, {name: column[at] for name, column in requests.items()}), loc="left", fontsize=9.5
-        )
+        request = {name: column[at] for name, column in requests.items()}
+        rest |= _panel(axes, request, attempts, used, tables)
+        axes.set_title(_headline(story, request), loc="left", fontsize=9.5)
     panels[-1].set_xlabel("time since the request arrived (s); every request has its own scale")
     met = [phase for phase in PHASES if any(np.any(attempts[phase.column] > 0) for attempts in steps)]
     handles = [Patch(color=phase.colour, label=phase.name) for phase in met]
+    if rest:
+        handles.append(Patch(color=REST_COLOUR, label=REST))
     if any(np.any(attempts["status"] != "ok") for attempts in steps):
         handles.append(Patch(facecolor="white", edgecolor=INK, hatch="////", label="failed attempt"))
     legend_below(figure, handles, most_columns=5)
@@ -102,12 +104,12 @@ def _headline(story: Story, request: Mapping[str, Any]) -> str:
 
 
 def _lanes_of(attempts: Columns) -> list[int]:
-    """Lanes from top to bottom: home (-1) where something happens there, then the tiers that were tried."""
-    at_home = any(np.any(attempts[phase.column] > 0) for phase in PHASES if phase.at_home)
-    return sorted({int(tier) for tier in attempts["tier"]} | ({-1} if at_home else set()))
+    """Lanes from top to bottom: the agent's own (-1), then the tiers that were tried."""
+    return sorted({int(tier) for tier in attempts["tier"]} | {-1})
 
 
-def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> None:
+def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> bool:
+    """Draw one request; says whether time passed after its last attempt."""
     marks = boundaries_s(attempts) - float(request["arrival_s"])
     end_s = max(float(request["latency_s"]), float(marks.max()))
     for number, row in enumerate(marks):
@@ -120,12 +122,16 @@ def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: lis
                     lane, end - begin, left=begin, height=0.56, color=phase.colour, hatch="////" if failed else None,
                     edgecolor=INK if failed else "white", linewidth=0.4,
                 )  # fmt: skip
+    rest_s = float(request["latency_s"]) - float(marks.max())
+    if rest_s > 1e-6:
+        axes.barh(0, rest_s, left=float(marks.max()), height=0.56, color=REST_COLOUR, edgecolor="white", linewidth=0.4)
     _reasons(axes, attempts, marks, lanes, end_s)
     axes.axvline(float(request["latency_s"]), color=INK, linewidth=1.2)
-    axes.set_yticks(range(len(lanes)), [_HOME if lane < 0 else _tier_label(tables, lane) for lane in lanes])
-    axes.set_ylim(len(lanes) - 0.5, -0.75)
+    axes.set_yticks(range(len(lanes)), [_AGENT if lane < 0 else _tier_label(tables, lane) for lane in lanes])
+    axes.set_ylim(len(lanes) - 0.5, -0.5)
     axes.set_xlim(-0.004 * end_s, end_s * 1.004)
     axes.grid(visible=False, axis="y")
+    return rest_s > 1e-6
 
 
 def _tier_label(tables: RunTables, tier: int) -> str:

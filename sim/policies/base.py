@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from simpy import Event
+
 from sim.profiles import NonNegative, Strict
 from sim.records import RequestRow, SubtaskRow
 from workloads.agent import Agent
@@ -135,8 +137,12 @@ class RoutingPolicy:
     def start(self, request: int, task: Task) -> None:
         """A request has arrived."""
 
-    def place(self, seen: Observation) -> Placement:
-        """Decide where the subtask runs."""
+    def place(self, seen: Observation) -> Placement | Event:
+        """Decide where the subtask runs.
+
+        Ordinary policies answer at once. One whose decision comes from outside, such as a learning environment, returns a SimPy
+        event that happens with the Placement as its value; the request waits for it.
+        """
         raise NotImplementedError
 
     def learn(self, row: RequestRow) -> None:

@@ -3,7 +3,7 @@
 They bound what any router on the same two models can do and must never be mistaken for one. HERA/AIMS (EuroSys 2026) defines its
 oracle per request: the most SLM subtasks with at least 90 % of All-LLM's accuracy, by enumeration. Here the accuracy is that of
 the whole set, so one request may be given up for another, and the solution is exact: each task's placements are enumerated, the
-undominated ones kept, and one is chosen for each task by a multiple-choice knapsack.
+undominated ones kept, and one is chosen for each task by a multiple-choice knapsack (sim/policies/knapsack.py).
 """
 
 from __future__ import annotations
@@ -11,85 +11,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple
-
-import numpy as np
+from typing import ClassVar
 
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
 from sim.policies.baselines import Placements
 from sim.policies.features import small_and_large
+from sim.policies.knapsack import Choice, cheapest_plan, undominated
 from sim.profiles import NonNegative
 from workloads.errors import InputError
 from workloads.task import Completion, ModelCall, Task
 from workloads.trial import Trial, enumerate_trials, pure_trial
-
-_SLACK = 1e-9
-"""Score a plan may lack of its target in all: sums of scores are rounded."""
-
-
-class Choice(NamedTuple):
-    """One way to place a task: its score, its price (whatever is minimised) and, per position, whether it runs large."""
-
-    score: float
-    price: float
-    large: tuple[bool, ...]
-
-
-def undominated(choices: Iterator[Choice]) -> list[Choice]:
-    """The choices that no other beats in score and price at once, by rising score; of equal ones the first."""
-    cheapest: dict[float, Choice] = {}
-    for choice in choices:
-        known = cheapest.get(choice.score)
-        if known is None or choice.price < known.price:
-            cheapest[choice.score] = choice
-    kept: list[Choice] = []
-    for score in sorted(cheapest, reverse=True):
-        if not kept or cheapest[score].price < kept[-1].price:
-            kept.append(cheapest[score])
-    return kept[::-1]
-
-
-def cheapest_plan(choices: Sequence[Sequence[Choice]], counts: Sequence[int], least_score: float) -> list[Choice]:
-    """One choice per task such that sum(counts * score) >= least_score and sum(counts * price) is as small as can be.
-
-    A multiple-choice knapsack, solved exactly by HiGHS (integer programming without a gap). Raises ValueError when no plan
-    reaches `least_score`.
-    """
-    best = math.fsum(n * options[-1].score for n, options in zip(counts, choices, strict=True))
-    if best < least_score - _SLACK:
-        raise ValueError(f"no placement scores more than {best}")
-    # The solver keeps constraints to 1e-6 only; should it use that leeway, it is asked again for that much more.
-    for extra in (-_SLACK, 2e-6):
-        plan = _solve(choices, counts, min(least_score + extra, best))
-        if math.fsum(n * chosen.score for n, chosen in zip(counts, plan, strict=True)) >= least_score - _SLACK:
-            return plan
-    return [options[-1] for options in choices]  # the target lies within 2e-6 of the best there is
-
-
-def _solve(choices: Sequence[Sequence[Choice]], counts: Sequence[int], least_score: float) -> list[Choice]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
-    owner = np.repeat(np.arange(len(choices)), [len(options) for options in choices])
-    weights = np.asarray(counts, float)[owner]
-    scores = weights * [choice.score for options in choices for choice in options]
-    prices = weights * [choice.price for options in choices for choice in options]
-    prices /= np.abs(prices).max() or 1.0  # the solver's absolute tolerances expect numbers around 1
-    one_each = csr_array((np.ones(len(owner)), (owner, np.arange(len(owner)))))
-    found = milp(
-        prices,
-        integrality=np.ones(len(owner)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(scores[np.newaxis], least_score, np.inf)],
-        options={"mip_rel_gap": 0.0},
-    )
-    if found.status != 0:
-        raise RuntimeError(f"the solver gave up on the oracle's plan: {found.message}")
-    plan, start = [], 0
-    for options in choices:
-        plan.append(options[int(np.argmax(found.x[start : start + len(options)]))])
-        start += len(options)
-    return plan
 
 
 class OracleOptions(PolicyOptions):

@@ -1,0 +1,126 @@
+"""The scenario's workload section: what is asked, how often, by whom."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sim.profiles import Count, NonNegative, Positive, Share, Strict
+
+
+class Arrivals(Strict):
+    """When requests arrive."""
+
+    kind: Literal["poisson", "gamma", "mmpp", "diurnal", "closed", "trace", "constant"] = "poisson"
+    """poisson; gamma (renewal with a chosen burstiness); mmpp (two-state bursts); diurnal (sinusoidal Poisson); closed (users who
+    wait for their answer); trace (recorded times); constant (evenly spaced)."""
+    rate_per_s: Positive = 1.0
+    """Mean arrival rate, requests/s (not for closed and trace)."""
+    cv: Positive = 1.0
+    """gamma: coefficient of variation of the gaps; 1 = Poisson, above 1 = bursty."""
+    burst_factor: Annotated[float, Field(ge=1)] = 4.0
+    """mmpp: rate in the busy state over rate in the quiet state."""
+    burst_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """mmpp: share of time in the busy state."""
+    burst_s: Positive = 30.0
+    """mmpp: mean length of a busy spell, s."""
+    period_s: Positive = 86_400.0
+    """diurnal: length of a day, s."""
+    amplitude: Share = 0.5
+    """diurnal: relative swing of the rate around its mean."""
+    users: Count = 10
+    """closed: number of users."""
+    think_s: NonNegative = 10.0
+    """closed: mean pause between an answer and the next request (exponential), s."""
+    path: str | None = None
+    """trace: the recorded file."""
+    format: Literal["azure_llm", "burstgpt", "mooncake"] | None = None
+    """trace: the file's format."""
+    time_scale: Positive = 1.0
+    """trace: factor on all times; 2 = half the load."""
+
+    @model_validator(mode="after")
+    def _trace_is_named(self) -> Arrivals:
+        if self.kind == "trace" and (self.path is None or self.format is None):
+            raise ValueError("arrivals of kind 'trace' need a path and a format")
+        return self
+
+
+class Modelled(Strict):
+    """Statistical agent tasks, calibrated to the published averages of HERA/AIMS."""
+
+    kind: Literal["modelled"]
+    mean_subtasks: Annotated[float, Field(ge=3, le=12)] = 5.9
+    """Mean steps of a request run by the large model."""
+    max_subtasks: Annotated[int, Field(ge=3, le=15)] = 12
+    """Most steps of a request."""
+    prompt_tokens: Positive = 300.0
+    """Mean length of the user's prompt, tokens."""
+    slm_output_tokens: Positive = 70.0
+    """Mean answer of the small model per step, tokens."""
+    llm_output_tokens: Positive = 90.0
+    """Mean answer of the large model per step, tokens."""
+    tool_tokens: NonNegative = 60.0
+    """Mean tool answer appended to the conversation per step, tokens."""
+    tokens_cv: NonNegative = 0.6
+    """Coefficient of variation of all token counts."""
+    tool_s: NonNegative = 0.0
+    """Time of a tool call between steps, s."""
+    distinct_tasks: Count = 10_000
+    """Most different tasks drawn; more requests repeat them in a new random order."""
+
+
+class RouteLLM(Strict):
+    """Single-question tasks with both models' recorded answers: a RouteLLM correctness CSV."""
+
+    kind: Literal["routellm"]
+    path: str
+    """The CSV file."""
+    slm: str
+    """Column of the small model."""
+    llm: str
+    """Column of the large model."""
+
+
+class InterCode(Strict):
+    """Recorded multi-step agent episodes, one file per model, on the same tasks."""
+
+    kind: Literal["intercode"]
+    slm_path: str
+    """Episodes of the small model."""
+    llm_path: str
+    """Episodes of the large model."""
+    observation_tool_s: NonNegative = 0.2
+    """Time the environment takes to answer an action, s (the recordings hold no times)."""
+
+
+class TokenTrace(Strict):
+    """Single-call tasks whose token counts come from the arrival trace; answers are not graded by text but modelled."""
+
+    kind: Literal["trace"]
+
+
+class RecordedTasks(Strict):
+    """Tasks and answers from an Isthmus recording."""
+
+    kind: Literal["recording"]
+    path: str
+    """The recording (JSON lines, .gz or plain)."""
+
+
+class Workload(Strict):
+    """What is asked, how often, by whom."""
+
+    tasks: Annotated[Modelled | RouteLLM | InterCode | TokenTrace | RecordedTasks, Field(discriminator="kind")]
+    """Where tasks and answers come from."""
+    requests: Count = 400
+    """Number of requests; tasks repeat in a new random order when there are fewer of them."""
+    warmup_requests: Annotated[int, Field(ge=0)] = 0
+    """Requests at the start that run but are left out of metrics."""
+    arrivals: Arrivals = Arrivals()
+    """When requests arrive."""
+    homes: Count = 1
+    """Number of user devices; requests come from them in turn."""
+    shuffle: bool = True
+    """Draw a new order of the tasks per seed."""

@@ -1,0 +1,125 @@
+"""Servers against queueing theory: M/M/1, M/M/4, M/D/1, and processor sharing from continuous batching.
+
+Each case is simulated with 20 independent seeds, chosen before the first run as 0..19; every run starts empty and drops its
+first fifth, at least five relaxation times. The theory's value must lie inside the 99 % Student-t interval over the seeds'
+means. So a right simulator fails one case in a hundred by chance: with the 22 intervals here (wait and sojourn of one case
+are nearly the same number, so 13 independent ones) the chance that a fresh choice of seeds fails somewhere is about 12 %.
+The seeds are fixed, so a suite that passes keeps passing until the simulator changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import simpy
+from scipy.stats import t as student
+
+from sim.batching import BatchingServer
+from sim.roofline import Roofline
+from sim.server import Job, Server, SlotServer
+
+SEEDS = range(20)
+LOADS = {0.5: 4_000, 0.8: 10_000, 0.95: 40_000}
+"""Jobs per seed. Relaxation of M/M/1 takes about (1 - sqrt(load))^-2 services: 12, 90 and 1,560."""
+
+pytestmark = pytest.mark.slow
+
+
+def erlang_c(slots: int, load: float) -> float:
+    """Probability that an arrival waits in M/M/c (Erlang 1917; Kleinrock, Queueing Systems I, eq. 3.40)."""
+    offered = slots * load
+    last = offered**slots / math.factorial(slots) / (1.0 - load)
+    return last / (sum(offered**k / math.factorial(k) for k in range(slots)) + last)
+
+
+def mean_wait(system: str, load: float) -> float:
+    """Mean wait in line in units of the mean service time."""
+    if system == "M/M/4":
+        return erlang_c(4, load) / (4 * (1.0 - load))
+    squared_variation = {"M/M/1": 1.0, "M/D/1": 0.0}[system]  # Pollaczek-Khinchine
+    return load * (1.0 + squared_variation) / (2.0 * (1.0 - load))
+
+
+def serve(server: Server, env: simpy.Environment, gaps: Iterable[float], jobs: list[Job]) -> None:
+    """Submit the jobs one gap after another and run to the end."""
+
+    def arrivals():
+        for gap, job in zip(gaps, jobs, strict=True):
+            yield env.timeout(gap)
+            server.submit(job)
+
+    env.process(arrivals())
+    env.run()
+
+
+def assert_inside_interval(means: list[float], theory: float, granularity: float = 0.0) -> None:
+    """The theory lies inside the seeds' 99 % interval, widened by a stated bound on the model's own deviation."""
+    half_width = student.ppf(0.995, len(means) - 1) * np.std(means, ddof=1) / math.sqrt(len(means))
+    assert abs(np.mean(means) - theory) <= half_width + granularity, (
+        f"theory {theory:.4f}, simulated {np.mean(means):.4f} +- {half_width:.4f}"
+    )
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("system", ["M/M/1", "M/M/4", "M/D/1"])
+def test_mean_wait_and_sojourn(system, load):
+    """Mean wait and mean sojourn of Poisson arrivals at a SlotServer agree with the formulas."""
+    slots = 4 if system == "M/M/4" else 1
+    count = LOADS[load]
+    waits, sojourns = [], []
+    for seed in SEEDS:
+        rng = np.random.default_rng([seed, slots, round(100 * load), system == "M/D/1"])
+        services = np.ones(count) if system == "M/D/1" else rng.exponential(1.0, count)
+        jobs = [Job(1, 1, service_s=service) for service in services.tolist()]
+        env = simpy.Environment()
+        serve(SlotServer(env, slots), env, rng.exponential(1.0 / (slots * load), count).tolist(), jobs)
+        kept = jobs[count // 5 :]
+        waits.append(float(np.mean([job.started_s - job.submitted_s for job in kept])))
+        sojourns.append(float(np.mean([job.finished_s - job.submitted_s for job in kept])))
+    assert_inside_interval(waits, mean_wait(system, load))
+    assert_inside_interval(sojourns, mean_wait(system, load) + 1.0)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8, 0.9])
+def test_compute_bound_batching_shares_the_processor(load):
+    """Where an iteration takes time in proportion to its batch, batching is processor sharing: E[T] = E[S] / (1 - load).
+
+    Lengths are geometric with mean 2,000 tokens, prompts one token (so prefill is one more token's work), a token takes
+    1/2,000 s. Processor sharing is the limit of vanishing quanta; here an arrival waits for the rest of an iteration and
+    a finished job for its end, together less than one iteration on average, which is the mean batch of
+    load / (1 - load) tokens' time plus one: the granularity by which the interval is widened (0.3 % of E[T] at most).
+    """
+    tokens, count = 2_000, {0.5: 3_000, 0.8: 8_000, 0.9: 12_000}[load]
+    compute_bound = Roofline(
+        peak_flops=2.0 * tokens, memory_bandwidth_bytes_s=1.0, memory_bytes=1.0, parameters=1.0, weight_bytes=0.0
+    )
+    granularity = (load / (1.0 - load) + 1.0) / tokens
+    means = []
+    for seed in SEEDS:
+        rng = np.random.default_rng([seed, 99, round(100 * load)])
+        jobs = [Job(1, length) for length in rng.geometric(1.0 / tokens, count).tolist()]
+        env = simpy.Environment()
+        server = BatchingServer(env, compute_bound, max_batch=count)
+        serve(server, env, rng.exponential(1.0 / load, count).tolist(), jobs)
+        means.append(float(np.mean([job.finished_s - job.submitted_s for job in jobs[count // 5 :]])))
+    assert_inside_interval(means, 1.0 / (1.0 - load), granularity)
+
+
+def test_processor_sharing_depends_on_the_mean_length_only():
+    """Deterministic lengths give the same mean stay as geometric ones at equal load: the insensitivity of sharing."""
+    tokens, load, count = 2_000, 0.8, 6_000
+    compute_bound = Roofline(
+        peak_flops=2.0 * tokens, memory_bandwidth_bytes_s=1.0, memory_bytes=1.0, parameters=1.0, weight_bytes=0.0
+    )
+    means = []
+    for seed in SEEDS:
+        rng = np.random.default_rng([seed, 98])
+        jobs = [Job(1, tokens) for _ in range(count)]
+        env = simpy.Environment()
+        server = BatchingServer(env, compute_bound, max_batch=count)
+        serve(server, env, rng.exponential(1.0 / load, count).tolist(), jobs)
+        means.append(float(np.mean([job.finished_s - job.submitted_s for job in jobs[count // 5 :]])))
+    assert_inside_interval(means, 1.0 / (1.0 - load), (load / (1.0 - load) + 1.0) / tokens)
