@@ -10,7 +10,7 @@ without chunked prefill). Time passes in iterations, and everything happens at t
 - Otherwise every running sequence gets one token. A sequence of n output tokens takes n - 1 decode iterations after
   its prefill; with n = 0 or 1 it leaves at the end of the prefill (with 0 it never has a first token).
 - An arrival during an iteration waits for its end; one at the very instant of a decode iteration's end is admitted
-  then. Arrivals of one instant at an idle server are prefilled together.
+  then. A job that meets an idle server starts at once, alone; others of the same instant are prefilled after it.
 - A cancelled job that is running leaves at the end of the iteration, as its memory cannot be freed earlier.
 - A crash takes effect at once, in the middle of an iteration, and empties the prompt cache.
 - A job larger than the whole key-value memory leaves at once as `oversized`.
@@ -29,20 +29,10 @@ from heapq import heappop, heappush
 from simpy import Environment, Event
 from simpy.events import EventPriority
 
+from sim.job import CANCELLED, CRASHED, OK, OVERSIZED, RUNNING, UNAVAILABLE, WAITING, Job
 from sim.prompt_cache import PromptCache
 from sim.roofline import Roofline
-from sim.server import (
-    CANCELLED,
-    CRASHED,
-    OK,
-    OVERSIZED,
-    RUNNING,
-    UNAVAILABLE,
-    WAITING,
-    BaseServer,
-    Job,
-    fire,
-)
+from sim.server import BaseServer, fire
 from workloads.errors import InputError
 
 _AFTER_ARRIVALS = EventPriority(2)
@@ -110,7 +100,8 @@ class BatchingServer(BaseServer):
         self._line.push(job)
         self.queue_length += 1
         if self._timer is None:
-            self._plan(0.0, 0)
+            self._settled_s = job.submitted_s
+            self._continue(job.submitted_s)
         elif self.running < self.max_batch and (self._overtaking or self.queue_length == 1):
             # With several in a first-in-first-out line the end of the iteration is already planned, or the head
             # waits for memory, which only a finish frees.
@@ -201,10 +192,17 @@ class BatchingServer(BaseServer):
         steps = self._planned_steps
         self._step += steps
         self._kv_tokens += steps * self.running
-        heap = self._finishing
         departed: Sequence[Job] = ()
-        if self._leaving or (heap and heap[0][0] <= self._step):
+        if self._leaving or self._finishing[0][0] <= self._step:
             departed = self._remove_finished(now)
+        self._continue(now)
+        # Last, when the server is consistent again: callbacks may submit or cancel at once.
+        for job in departed:
+            fire(job)
+
+    def _continue(self, now: float) -> None:
+        """Between two iterations: admit waiting jobs and plan the next end of an iteration that matters."""
+        heap = self._finishing
         until_s = self._admit(now) if self.queue_length and self.running < self.max_batch else 0.0
         self._span_start_s = now + until_s
         if heap:
@@ -214,9 +212,6 @@ class BatchingServer(BaseServer):
             self._plan(until_s, steps)
         else:
             self._timer = None
-        # Last, when the server is consistent again: callbacks may submit or cancel at once.
-        for job in departed:
-            fire(job)
 
     def _remove_finished(self, now: float) -> list[Job]:
         departed, self._leaving = self._leaving, []

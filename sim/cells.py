@@ -64,6 +64,10 @@ def expand_cells(loaded: LoadedScenario) -> list[Cell]:
         policies = list(expand_policies(variant.scenario, loaded.path.parent))
         for policy, seed in itertools.product(policies, variant.scenario.seeds):
             cells.append(Cell(len(cells), variant.label, variant.scenario, loaded.path, policy, seed))
+    if not cells:
+        raise InputError(
+            f"{loaded.path}: field sweep", "a field without values", "Give every swept field at least one value"
+        )
     return cells
 
 
@@ -83,6 +87,9 @@ def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
     kind = policy_class(spec.policy, base_dir)
     family = spec.label or spec.policy.rpartition(":")[2]
     swept = [name for name, value in spec.options.items() if isinstance(value, tuple) and not _takes_list(kind, name)]
+    for name in swept:
+        if not spec.options[name]:
+            raise InputError(f"policy {family!r}, option {name!r}", "an empty list", "Give at least one value")
     for values in itertools.product(*(spec.options[name] for name in swept)):
         chosen = dict(zip(swept, values, strict=True))
         shown = ", ".join(

@@ -3,8 +3,8 @@
 There is one arithmetic, `charge`. A policy or a learner calls it with floats for the subtask at hand, `ledger` calls it
 with the columns of the whole subtask table, so a budget is spent in the same money that the report counts.
 
-Not in here, because they do not belong to an attempt: the energy of decisions, the static power of idle devices
-(`sim.energy.idle_energy_j`) and SLA penalties (`sla_penalties`, per request).
+What does not belong to a tier has a function of its own: the energy of decisions (`decision_charge`), the static power of
+idle devices (`sim.energy.idle_energy_j`) and SLA penalties (`sla_penalties`, per request).
 """
 
 from __future__ import annotations
@@ -195,6 +195,17 @@ def charge(
         energy_j=energy_j,
         carbon_g=emitted_g,
     )
+
+
+def decision_charge(decision_s: Quantity, power_w: float, prices: PriceProfile) -> Charges[Quantity]:
+    """What the user's own device costs while it decides: energy, its price and its carbon."""
+    energy_j, nothing = decision_s * power_w, decision_s * 0.0
+    emitted_g = carbon_g(energy_j, prices.carbon_g_per_kwh)
+    return Charges(
+        api_input_usd=nothing, api_cached_usd=nothing, api_output_usd=nothing, transfer_usd=nothing,
+        energy_usd=electricity_usd(energy_j, prices.electricity_usd_per_kwh), hardware_usd=nothing,
+        carbon_usd=emitted_g * (prices.carbon_usd_per_tonne / G_PER_TONNE), energy_j=energy_j, carbon_g=emitted_g,
+    )  # fmt: skip
 
 
 def ledger(

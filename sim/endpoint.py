@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from simpy import Environment, Event
 
 from sim.draws import CommonDraws
+from sim.job import OVERSIZED, REJECTED, UNAVAILABLE, Job
 from sim.prompt_cache import PromptCache
-from sim.server import OVERSIZED, REJECTED, UNAVAILABLE, Job, ServiceTimer, SlotServer
+from sim.server import ServiceTimer, SlotServer
 from workloads.errors import InputError
 
 

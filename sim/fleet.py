@@ -11,7 +11,8 @@ from collections.abc import Hashable, Sequence
 from simpy import Event
 
 from sim.draws import CommonDraws
-from sim.server import Job, Server
+from sim.job import Job
+from sim.server import Server
 from workloads.errors import InputError, suggest
 
 BALANCERS = ("least-loaded", "round-robin", "random", "affinity")

@@ -167,6 +167,10 @@ def _family_metrics(
     curve = (share[own], accuracy[own])
     oracle = np.char.startswith(families.astype(str), "oracle")
     gap = math.nan
-    if oracle.any():
-        gap = oracle_gap_closed(*curve, RouterCurve(share[oracle], accuracy[oracle], np.full(oracle.sum(), math.nan)), weak, strong)
-    return np.array([apgr(*curve, weak, strong), cpt(0.5, *curve, weak, strong), cpt(0.8, *curve, weak, strong), area, volume, gap])
+    if oracle.any() and not (np.isnan(accuracy[oracle]).any() or np.isnan(share[oracle]).any()):
+        gap = oracle_gap_closed(
+            *curve, RouterCurve(share[oracle], accuracy[oracle], np.full(oracle.sum(), math.nan)), weak, strong
+        )
+    return np.array(
+        [apgr(*curve, weak, strong), cpt(0.5, *curve, weak, strong), cpt(0.8, *curve, weak, strong), area, volume, gap]
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from simpy import Environment, Event, Interrupt, Process
 
-from sim.bandwidth import BYTES_PER_S_PER_MBPS
+from sim.attempt import Plan, attachment_bytes, bytes_per_s, service_marks, wrong_placement
 from sim.draws import CommonDraws
 from sim.network import Route
 from sim.policies.base import Observation, Placement, RoutingPolicy, Signals, TierView
@@ -71,6 +71,7 @@ class RequestProcess:
         self.ttft_s = math.nan
         self.arrival_s = world.env.now
         self.process: Process = world.env.process(self.run())
+        self.process.callbacks.append(_raise_failure)
 
     def run(self) -> Waits:
         """From arrival to the request's row."""
@@ -82,15 +83,16 @@ class RequestProcess:
         agent = world.agent(self.task)
         status, reason, score = "completed", "", 0.0
         try:
-            call = next(agent)
-            while True:
-                completion = yield from self._subtask(call)
-                call = agent.send(completion)
-        except StopIteration as done:
-            outcome: Outcome = done.value
-            score = outcome.score
+            try:
+                call = next(agent)
+                while True:
+                    completion = yield from self._subtask(call)
+                    call = agent.send(completion)
+            except StopIteration as done:
+                outcome: Outcome = done.value
             if outcome.tool_s:
-                yield env.timeout(outcome.tool_s)
+                yield from self._last_tool(outcome.tool_s)
+            score = outcome.score
         except Interrupt as interrupt:
             status, reason = "timeout", str(interrupt.cause)
         except GivenUp as failure:
@@ -100,7 +102,7 @@ class RequestProcess:
 
     def _finish(self, status: str, reason: str, score: float) -> None:
         world = self.world
-        served = [row.tier for row in self.attempts if row.status == OK]
+        served = [row.tier for row in self.attempts if row.status == OK and row.tier >= 0]
         small = sum(1 for tier in served if world.views[tier].role == "slm")
         row = RequestRow(
             self.index, self.task.id, self.task.family, self.home, self.arrival_s, world.env.now, self.ttft_s, len(served),
@@ -115,17 +117,27 @@ class RequestProcess:
     def _subtask(self, call: ModelCall) -> Waits:
         """Place one subtask and see it through, whatever it takes; returns its Completion or raises GivenUp."""
         world = self.world
-        if call.tool_s:
-            yield world.env.timeout(call.tool_s)
-        seen = Observation(
-            self.index, call, world.env.now, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
-            self.attempts, world.signals,
-        )  # fmt: skip
-        placement = world.policy.place(seen)
-        if isinstance(placement, Event):  # a pending decision: someone outside steps the simulation
-            placement = yield placement
+        env = world.env
+        begun_s, waited_s = env.now, 0.0
+        try:
+            if call.tool_s:
+                yield env.timeout(call.tool_s)
+            asked_s = env.now
+            seen = Observation(
+                self.index, call, asked_s, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
+                self.attempts, world.signals,
+            )  # fmt: skip
+            placement = world.policy.place(seen)
+            if isinstance(placement, Event):  # a pending decision: someone outside steps the simulation
+                placement = yield placement
+                waited_s = env.now - asked_s
+        except Interrupt as interrupt:
+            self._record_unplaced(call.position, begun_s, call.tool_s, str(interrupt.cause))
+            raise
+        if not (isinstance(placement, Placement) and placement.tier in world.tiers):
+            raise wrong_placement(placement, world.tiers)
         first = world.tiers[placement.tier]
-        plan = _Plan(call, placement, call.tool_s, world.policy.options.decision_s)
+        plan = Plan(call, placement, waited_s, world.policy.options.decision_s)
         for tier in (first, *first.fall_backs) if world.client.fail_over else (first,):
             for retry in range(world.client.retries + 1):
                 completion = yield from self._attempt(plan, tier, retry)
@@ -136,7 +148,18 @@ class RequestProcess:
             plan.reason = f"fail-over from {tier.name}: {plan.status}"
         raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {call.position}")
 
-    def _attempt(self, plan: _Plan, tier: TierRuntime, retry: int) -> Waits:
+    def _last_tool(self, tool_s: float) -> Waits:
+        """The tool call after the last answer."""
+        begun_s, status = self.world.env.now, OK
+        try:
+            yield self.world.env.timeout(tool_s)
+        except Interrupt as interrupt:
+            status = str(interrupt.cause)
+            raise
+        finally:
+            self._record_unplaced(self.attempts[-1].position + 1 if self.attempts else 0, begun_s, tool_s, status)
+
+    def _attempt(self, plan: Plan, tier: TierRuntime, retry: int) -> Waits:
         """One try on one tier; writes one row and returns the Completion, or None when it failed.
 
         `marks` holds the time at which each phase ended; a phase cut short by an interrupt ends at the interrupt, and those
@@ -152,6 +175,7 @@ class RequestProcess:
         try:
             if retry:
                 yield env.timeout(self._backoff_s(plan, retry))
+            plan.retry_after_s = 0.0  # respected by now; what comes next may fail for another reason
             marks.append(env.now)
             if plan.decision_s:
                 yield env.timeout(plan.decision_s)
@@ -160,7 +184,7 @@ class RequestProcess:
                 entry = world.attempt_watchdog.watch(self.process)
             handle = world.backend.submit(call, tier.model_name)
             up, down = tier.routes(self.home)
-            upload_bytes = call.upload_bytes + _attachment_bytes(call.task, plan.placement)
+            upload_bytes = call.upload_bytes + attachment_bytes(call.task, plan.placement)
             if up is not None:
                 moving = (up, up.transfer(upload_bytes, self.index, call.position))
                 yield moving[1]
@@ -169,7 +193,7 @@ class RequestProcess:
             answer = handle.result()
             job = tier.job(answer, call, self.index)
             yield tier.fleet.submit(job)
-            marks += _service_marks(job, answer, env.now)
+            marks += service_marks(job, answer, env.now, tells_first_token=tier.tells_first_token)
             plan.status, plan.retry_after_s = job.status, job.retry_after_s
             if job.status == OK:
                 download_bytes, tail_bytes = self._download(answer, down, job)
@@ -181,9 +205,9 @@ class RequestProcess:
             plan.status = str(interrupt.cause)
             if moving is not None:
                 moving[0].cancel(moving[1])
-            elif job is not None:
+            elif job is not None and answer is not None:
                 tier.fleet.cancel(job)
-                marks += _service_marks(job, answer, env.now)
+                marks += service_marks(job, answer, env.now, tells_first_token=tier.tells_first_token)
         if entry is not None:
             entry.clear()
         marks += [env.now] * (8 - len(marks))
@@ -193,7 +217,7 @@ class RequestProcess:
         return answer if plan.status == OK else None
 
     def _record(
-        self, plan: _Plan, tier: TierRuntime, marks: list[float], answer: Completion | None, job: Job | None,
+        self, plan: Plan, tier: TierRuntime, marks: list[float], answer: Completion | None, job: Job | None,
         upload_bytes: float, download_bytes: float,
     ) -> None:  # fmt: skip
         begun, backed_off, decided, uploaded, started, first_token, finished, ended = marks
@@ -202,22 +226,33 @@ class RequestProcess:
             assert answer is not None
             # Unstreamed answers arrive whole; streamed ones need the network's delay for the first token only.
             first_s = first_token + (ended - finished) if self.world.client.stream else ended
-            ttft_s = first_s - begun + plan.tool_s
+            ttft_s = first_s - begun + plan.tool_s + plan.waited_s
             if self.ttft_s != self.ttft_s:
                 self.ttft_s = first_s - self.arrival_s
             if answer.provenance != self.provenance:
                 self.provenance = worst_provenance(self.provenance, answer.provenance)
         row = SubtaskRow(
             self.index, plan.call.position, plan.attempts, tier.index, job.replica if job else 0, plan.status,
-            answer.provenance if answer else "", begun - plan.tool_s, backed_off - begun, plan.tool_s, decided - backed_off,
-            uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
+            answer.provenance if answer else "", begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,
+            decided - backed_off + plan.waited_s, uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
             ttft_s, job.device_s if job else 0.0, answer.prompt_tokens if answer else 0, job.cached_tokens if job else 0,
             answer.completion_tokens if answer else 0, upload_bytes, download_bytes, plan.reason,
         )  # fmt: skip
         self.attempts.append(row)
         self.world.subtask_rows.append(row)
         plan.attempts += 1
-        plan.tool_s = plan.decision_s = 0.0  # paid once, not again by a retry
+        plan.tool_s = plan.waited_s = plan.decision_s = 0.0  # paid once, not again by a retry
+
+    def _record_unplaced(self, position: int, begun_s: float, tool_s: float, status: str) -> None:
+        """A row for time that belongs to no attempt: a tool or a decision cut short, or the tool call that ends a request."""
+        ended_s = self.world.env.now
+        tool_s = min(tool_s, ended_s - begun_s)
+        row = SubtaskRow(
+            self.index, position, 0, -1, 0, status, "", begun_s, 0.0, tool_s, ended_s - begun_s - tool_s,
+            0.0, 0.0, 0.0, 0.0, 0.0, ended_s, math.nan, 0.0, 0, 0, 0, 0.0, 0.0, "",
+        )  # fmt: skip
+        self.attempts.append(row)
+        self.world.subtask_rows.append(row)
 
     def _download(self, answer: Completion, down: Route | None, job: Job) -> tuple[float, float]:
         """Bytes of the answer on the wire, and those still to come when the last token is generated.
@@ -232,47 +267,17 @@ class RequestProcess:
         if down is None:
             return total, 0.0
         generating_s = job.finished_s - job.first_token_s if job.first_token_s == job.first_token_s else 0.0
-        return total, max(total / tokens, total - generating_s * _bytes_per_s(down))
+        return total, max(total / tokens, total - generating_s * bytes_per_s(down))
 
-    def _backoff_s(self, plan: _Plan, retry: int) -> float:
+    def _backoff_s(self, plan: Plan, retry: int) -> float:
         """Exponential backoff with full jitter; at least the server's Retry-After."""
         client = self.world.client
-        longest = min(client.backoff_max_s, client.backoff_s * 2 ** (retry - 1))
+        longest = min(client.backoff_max_s, client.backoff_s * 2.0 ** min(retry - 1, 1000))
         drawn = longest * self.world.backoff_draws.uniform(self.index, plan.call.position + plan.attempts)
         return max(drawn, plan.retry_after_s)
 
 
-class _Plan:
-    """What the attempts of one subtask hand on to each other."""
-
-    __slots__ = ("attempts", "call", "decision_s", "placement", "reason", "retry_after_s", "status", "tool_s")
-
-    def __init__(self, call: ModelCall, placement: Placement, tool_s: float, decision_s: float) -> None:
-        self.call, self.placement, self.reason = call, placement, placement.reason
-        self.tool_s, self.decision_s = tool_s, decision_s
-        self.attempts, self.status, self.retry_after_s = 0, OK, 0.0
-
-
-def _attachment_bytes(task: Task, placement: Placement) -> int:
-    """Bytes of the attachments the placement uploads."""
-    if not task.attachments:
-        return 0
-    wanted = placement.modalities
-    return sum(a.size_bytes for a in task.attachments if wanted is None or a.name in wanted)
-
-
-def _service_marks(job: Job, answer: Completion | None, now: float) -> tuple[float, float, float]:
-    """When service started, gave its first token and ended, as far as it got by `now`."""
-    started = job.started_s if job.started_s <= now else now  # NaN compares false: never started
-    if job.first_token_s == job.first_token_s:
-        first_token = min(job.first_token_s, now)
-    elif answer is not None and answer.prefill_s == answer.prefill_s:
-        first_token = min(started + answer.prefill_s, now)
-    else:
-        first_token = started
-    return started, max(started, first_token), now
-
-
-def _bytes_per_s(route: Route) -> float:
-    """The rate of a route's slowest hop now."""
-    return BYTES_PER_S_PER_MBPS * min(link.rate_mbps for link in route.links)
+def _raise_failure(process: Event) -> None:
+    """Stop the simulation with the very error a request met; SimPy would make a new one of its class and might fail to."""
+    if not process.ok:
+        raise process.value

@@ -66,12 +66,18 @@ class RunStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(str(self.folder), f"cannot be written ({error.strerror})", "Choose another --out") from None
+            raise InputError(
+                str(self.folder), f"cannot be written ({error.strerror})", "Choose another --out"
+            ) from None
         for partial in self.folder.rglob(".*.partial"):
             partial.unlink()
 
     def finish(
-        self, loaded: LoadedScenario, summary: list[dict[str, Any]], frontier: Mapping[str, Any], manifest: Mapping[str, Any]
+        self,
+        loaded: LoadedScenario,
+        summary: list[dict[str, Any]],
+        frontier: Mapping[str, Any],
+        manifest: Mapping[str, Any],
     ) -> None:
         """Write the small files and point `latest` here."""
         write_text(self.folder / "scenario.yaml", dump_yaml(resolved(loaded.scenario)))
@@ -117,7 +123,9 @@ def source_hash() -> str:
 
 def _input_hashes(loaded: LoadedScenario, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     """(name as written, hash) of every file the scenario or its policies read."""
-    names = {cell.policy.policy.rpartition(":")[0] for cell in cells if cell.policy.policy.rpartition(":")[0].endswith(".py")}
+    names = {
+        cell.policy.policy.rpartition(":")[0] for cell in cells if cell.policy.policy.rpartition(":")[0].endswith(".py")
+    }
     for variant in loaded.variants:
         names |= set(_named_files(resolved(variant.scenario)))
     for name in names:
@@ -163,13 +171,15 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def _point(link: Path, target: str) -> None:
     """Move `latest` to a run; a copy where symbolic links are not to be had."""
     partial = link.with_name(f".latest.{os.getpid()}.partial")
+    partial.unlink(missing_ok=True)
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)
     try:
         partial.symlink_to(target)
-        if link.is_dir() and not link.is_symlink():
-            shutil.rmtree(link)
         os.replace(partial, link)
     except OSError:
-        shutil.copytree(link.parent / target, link, dirs_exist_ok=True)
+        link.unlink(missing_ok=True)  # copying through it would overwrite the run it points to
+        shutil.copytree(link.parent / target, link)
 
 
 def _own_version() -> str:

@@ -34,6 +34,11 @@ class RunTables(NamedTuple):
         rows = (self.requests["variant"] == variant) & (self.requests["policy"] == policy)
         return {name: column[rows] for name, column in self.requests.items()}
 
+    def title_of_cell(self, variant: str, policy: str, seed: int) -> str:
+        """A cell in words, without the variant where there is only one."""
+        several = len(set(self.requests["variant"])) > 1
+        return f"{policy}, {f'{variant}, ' if several else ''}seed {seed}"
+
     def of_cell(self, variant: str, policy: str, seed: int) -> dict[str, npt.NDArray[Any]]:
         """The requests of one cell."""
         requests = self.of_policy(variant, policy)

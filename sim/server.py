@@ -1,4 +1,4 @@
-"""A job on a model server, what every server has in common, and the plain queueing server.
+"""What every model server has in common, and the plain queueing server.
 
 A server is passive: `submit(job)` returns `job.done`, a SimPy event that fires with the job when it leaves for
 whatever reason. There is no process per job, and each service costs one scheduled event (see `ServiceTimer` and `fire`).
@@ -7,87 +7,44 @@ whatever reason. There is no process per job, and each service costs one schedul
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Hashable
-from heapq import heappop, heappush
-from typing import Any, Protocol
+from typing import Protocol
 
 from simpy import Environment, Event
 from simpy.core import StopSimulation
 from simpy.events import NORMAL, URGENT
 
+from sim.job import (
+    CANCELLED,
+    CRASHED,
+    NEW,
+    OK,
+    OVERSIZED,
+    REJECTED,
+    RUNNING,
+    UNAVAILABLE,
+    WAITING,
+    Job,
+)
+from sim.waiting_line import DISCIPLINES
 from workloads.errors import InputError, suggest
 
-NEW, WAITING, RUNNING = "new", "waiting", "running"
-OK, CANCELLED, CRASHED = "ok", "cancelled", "crashed"
-REJECTED, UNAVAILABLE, OVERSIZED = "rejected", "unavailable", "oversized"
-"""How a job stands. The last six are final; `rejected` is a 429 and comes with `retry_after_s`."""
-
-
-class Job:
-    """One model call on its way through a server; a retry is a new Job.
-
-    `prompt_tokens` counts the whole prompt, of which `cached_tokens` need no prefill (a server with a prompt cache
-    overwrites it). Smaller `priority` goes first, as in SimPy. (request, position) keys the random draws;
-    `conversation` (default: the request) and `prefix_blocks` key the prompt cache and affinity. `service_s` is for
-    servers that take their service time from the caller.
-    Filled in by the server: the times in virtual seconds (NaN: never happened), `status`, `replica`,
-    `retry_after_s`, `done`, and `device_s`, device seconds used: the integral over its stay of dt / jobs sharing
-    the device. They are final once `done` has fired. `ticket` and `entry` are notes of the server to itself.
-    """
-
-    __slots__ = (
-        "cached_tokens",
-        "conversation",
-        "device_s",
-        "done",
-        "entry",
-        "finished_s",
-        "first_token_s",
-        "output_tokens",
-        "position",
-        "prefix_blocks",
-        "priority",
-        "prompt_tokens",
-        "replica",
-        "request",
-        "retry_after_s",
-        "service_s",
-        "started_s",
-        "status",
-        "submitted_s",
-        "ticket",
-    )
-    done: Event
-    ticket: Any
-    entry: float
-
-    def __init__(
-        self,
-        prompt_tokens: int,
-        output_tokens: int,
-        *,
-        cached_tokens: int = 0,
-        priority: int = 0,
-        request: int = 0,
-        position: int = 0,
-        service_s: float | None = None,
-        conversation: Hashable | None = None,
-        prefix_blocks: tuple[int, ...] = (),
-    ) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.cached_tokens = cached_tokens
-        self.priority = priority
-        self.request = request
-        self.position = position
-        self.service_s = service_s
-        self.conversation: Hashable = request if conversation is None else conversation
-        self.prefix_blocks = prefix_blocks
-        self.submitted_s = self.started_s = self.first_token_s = self.finished_s = math.nan
-        self.device_s = self.retry_after_s = 0.0
-        self.replica = 0
-        self.status = NEW
+__all__ = [
+    "CANCELLED",
+    "CRASHED",
+    "NEW",
+    "OK",
+    "OVERSIZED",
+    "REJECTED",
+    "RUNNING",
+    "UNAVAILABLE",
+    "WAITING",
+    "BaseServer",
+    "Job",
+    "Server",
+    "ServiceTimer",
+    "SlotServer",
+    "fire",
+]
 
 
 class Server(Protocol):
@@ -157,63 +114,6 @@ def fire(job: Job) -> None:
             return
 
 
-class FifoLine:
-    """Waiting jobs in order of arrival. Cancelled ones stay until they reach the head."""
-
-    __slots__ = ("_jobs",)
-
-    def __init__(self) -> None:
-        self._jobs: deque[Job] = deque()
-
-    def push(self, job: Job) -> None:
-        """Join the end of the line."""
-        self._jobs.append(job)
-
-    def head(self) -> Job | None:
-        """The job that goes next, still in line; None when nobody waits."""
-        jobs = self._jobs
-        while jobs:
-            if jobs[0].status == WAITING:
-                return jobs[0]
-            jobs.popleft()
-        return None
-
-    def pop(self) -> None:
-        """Remove the head."""
-        self._jobs.popleft()
-
-
-class PriorityLine:
-    """Waiting jobs by (priority, order of arrival), smaller first."""
-
-    __slots__ = ("_heap", "_order")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Job]] = []
-        self._order = 0
-
-    def push(self, job: Job) -> None:
-        """Join behind all jobs of the same priority."""
-        self._order += 1
-        heappush(self._heap, (job.priority, self._order, job))
-
-    def head(self) -> Job | None:
-        """The job that goes next, still in line; None when nobody waits."""
-        heap = self._heap
-        while heap:
-            if heap[0][2].status == WAITING:
-                return heap[0][2]
-            heappop(heap)
-        return None
-
-    def pop(self) -> None:
-        """Remove the head."""
-        heappop(self._heap)
-
-
-DISCIPLINES: dict[str, type[FifoLine] | type[PriorityLine]] = {"fifo": FifoLine, "priority": PriorityLine}
-
-
 class BaseServer:
     """Name, up or down, and the line in front: what the server kinds share."""
 
@@ -230,7 +130,9 @@ class BaseServer:
     def _receive(self, job: Job) -> None:
         """Stamp the job and give it its event."""
         if job.status != NEW:
-            raise RuntimeError(f"{self.name}: a job is submitted once (this one is '{job.status}'); retry with a new Job")
+            raise RuntimeError(
+                f"{self.name}: a job is submitted once (this one is '{job.status}'); retry with a new Job"
+            )
         job.submitted_s = self.env.now
         job.done = Event(self.env)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from simpy import Environment, Event
 
-from sim.cost import TierRates, charge
+from sim.cost import TierRates, charge, decision_charge
+from sim.network import Route
 from sim.profiles import PriceProfile
 from sim.records import SubtaskRow
 from sim.tier import TierRuntime
@@ -19,8 +21,11 @@ class LiveSignals:
 
     age_s = 0.0
 
-    def __init__(self, tiers: Mapping[str, TierRuntime], rates: Sequence[TierRates[float]], prices: PriceProfile) -> None:
-        self._tiers, self._rates, self._prices = tiers, rates, prices
+    def __init__(
+        self, tiers: Mapping[str, TierRuntime], rates: Sequence[TierRates[float]], prices: PriceProfile,
+        home_power_w: float = 0.0,
+    ) -> None:  # fmt: skip
+        self._tiers, self._rates, self._prices, self._home_power_w = tiers, rates, prices, home_power_w
 
     def wait_s(self, tier: str) -> float:
         """Expected time in the tier's queue."""
@@ -49,7 +54,8 @@ class LiveSignals:
             completion_tokens=row.completion_tokens, upload_bytes=row.upload_bytes, download_bytes=row.download_bytes,
             device_s=row.device_s, served=row.prefill_s > 0 or row.status == "ok",
         )  # fmt: skip
-        return float(charges.total_usd), float(charges.energy_j)
+        decision = decision_charge(row.decision_s, self._home_power_w, self._prices)
+        return float(charges.total_usd + decision.total_usd), float(charges.energy_j + decision.energy_j)
 
 
 class SampledSignals(LiveSignals):
@@ -60,9 +66,10 @@ class SampledSignals(LiveSignals):
     """
 
     def __init__(
-        self, env: Environment, period_s: float, tiers: Mapping[str, TierRuntime], rates: Sequence[TierRates[float]], prices: PriceProfile
-    ) -> None:
-        super().__init__(tiers, rates, prices)
+        self, env: Environment, period_s: float, tiers: Mapping[str, TierRuntime], rates: Sequence[TierRates[float]],
+        prices: PriceProfile, home_power_w: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(tiers, rates, prices, home_power_w)
         self._env, self._period_s = env, period_s
         self._measure(None)
 
@@ -73,12 +80,14 @@ class SampledSignals(LiveSignals):
         self._env.timeout(self._period_s).callbacks.append(self._measure)
 
     @staticmethod
-    def _probe(route: object) -> tuple[float, float]:
+    def _probe(route: Route | None) -> tuple[float, float]:
         """(latency s, s per byte) of a route now."""
         if route is None:
             return 0.0, 0.0
-        latency_s = route.estimate_s(0.0)  # type: ignore[attr-defined]
-        return latency_s, (route.estimate_s(_PROBE_BYTES) - latency_s) / _PROBE_BYTES  # type: ignore[attr-defined]
+        latency_s: float = route.estimate_s(0.0)
+        if math.isinf(latency_s):  # an outage: no slope can be measured
+            return latency_s, 0.0
+        return latency_s, (route.estimate_s(_PROBE_BYTES) - latency_s) / _PROBE_BYTES
 
     @property
     def age_s(self) -> float:  # type: ignore[override]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from simpy import Environment, Event
 
-from sim.cost import LEDGER_ITEMS, TierRates, ledger, sla_penalties
+from sim.cost import LEDGER_ITEMS, TierRates, decision_charge, ledger, sla_penalties
 from sim.draws import CommonDraws, component_rng
 from sim.faults import start_faults
 from sim.policies.base import RoutingPolicy
@@ -58,8 +58,12 @@ def prepare(
     rates = tuple(rates_of(scenario).values())
     study = study_of(scenario, workload, seed)
     policy.prepare(study)
-    age_s, prices = scenario.client.signal_age_s, scenario.pricing.other
-    signals = SampledSignals(env, age_s, tiers, rates, prices) if age_s else LiveSignals(tiers, rates, prices)
+    age_s, power_w, prices = scenario.client.signal_age_s, scenario.client.home_power_w, scenario.pricing.other
+    signals = (
+        SampledSignals(env, age_s, tiers, rates, prices, power_w)
+        if age_s
+        else LiveSignals(tiers, rates, prices, power_w)
+    )
     world = World(
         env, tiers=tiers, views=study.tiers, client=scenario.client, sla=scenario.sla, agent=workload.agent, backend=workload.backend,
         policy=policy, signals=signals, backoff_draws=CommonDraws(seed, "backoff"), subtask_rows=RowTable(SUBTASK_KINDS),
@@ -139,13 +143,6 @@ def collect(scenario: Scenario, simulation: Simulation) -> Records:
 
 def _charge_decisions(scenario: Scenario, subtasks: dict[str, Any]) -> None:
     """The user's device works while it decides: energy, its price and its carbon go to the decided subtask."""
-    prices, power_w = scenario.pricing.other, scenario.client.home_power_w
-    energy_j = subtasks["decision_s"] * power_w
-    energy_usd = energy_j / 3.6e6 * prices.electricity_usd_per_kwh
-    carbon_g = energy_j / 3.6e6 * prices.carbon_g_per_kwh
-    carbon_usd = carbon_g / 1e6 * prices.carbon_usd_per_tonne
-    subtasks["energy_j"] = subtasks["energy_j"] + energy_j
-    subtasks["carbon_g"] = subtasks["carbon_g"] + carbon_g
-    subtasks["energy_usd"] = subtasks["energy_usd"] + energy_usd
-    subtasks["carbon_usd"] = subtasks["carbon_usd"] + carbon_usd
-    subtasks["total_usd"] = subtasks["total_usd"] + energy_usd + carbon_usd
+    charges = decision_charge(subtasks["decision_s"], scenario.client.home_power_w, scenario.pricing.other)
+    for item in ("energy_j", "carbon_g", "energy_usd", "carbon_usd", "total_usd"):
+        subtasks[item] = subtasks[item] + getattr(charges, item)

@@ -7,7 +7,9 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from sim.policies import POLICIES
 from sim.profiles import KINDS, named_profiles
@@ -21,40 +23,45 @@ _SOURCE_CHARACTERS = 110
 
 
 def summary_table(summary: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per variant and policy; intervals as +- half width."""
-    table = Table(title=None, header_style="bold")
+    """One line per variant and policy. Accuracy with the half width of its interval; all others are in summary.json."""
+    table = Table(
+        box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, caption=_provenance(summary)
+    )
     several = len({row["variant"] for row in summary}) > 1
     if several:
-        table.add_column("variant")
-    table.add_column("policy")
-    for heading in ("accuracy %", "SLM usage %", "$ / 1000 requests", "p50 s", "p95 s", "J / request", "completed %", "provenance"):
-        table.add_column(heading, justify="right")
+        table.add_column("variant", overflow="fold")
+    table.add_column("policy", overflow="fold")
+    for heading in ("knob", "accuracy %", "SLM %", "m$/request", "p50 s", "p95 s", "done %"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in summary:
         cells = [
-            str(row["policy"]), _plus_minus(row, "accuracy", 100, 1), _plus_minus(row, "slm_usage", 100, 1),
-            _plus_minus(row, "cost_usd", 1000, 3), _number(row["latency_p50_s"], 2), _number(row["latency_p95_s"], 2),
-            _number(row["energy_j"], 1), _number(100 * (row["completion_rate"] or 0.0), 1), _provenance(row),
+            str(row["family"]), "" if row["knob"] is None else f"{row['knob']:g}", _accuracy(row),
+            _number(row["slm_usage"], 1, 100), _number(row["cost_usd"], 3, 1000),
+            _number(row["latency_p50_s"], 2), _number(row["latency_p95_s"], 2),
+            _number(row["completion_rate"], 1, 100),
         ]  # fmt: skip
-        table.add_row(*([str(row["variant"])] if several else []), *cells)
+        add_plain_row(table, *([str(row["variant"])] if several else []), *cells)
     return table
 
 
-def _plus_minus(row: Mapping[str, Any], field: str, factor: float, digits: int) -> str:
-    value, lo, hi = row[field], row[f"{field}_lo"], row[f"{field}_hi"]
-    if value is None:
-        return "-"
-    shown = f"{value * factor:.{digits}f}"
-    return shown if lo is None or hi is None else f"{shown} ±{(hi - lo) / 2 * factor:.{digits}f}"
+def _accuracy(row: Mapping[str, Any]) -> str:
+    value, lo, hi = row["accuracy"], row["accuracy_lo"], row["accuracy_hi"]
+    half = "" if value is None or lo is None or hi is None else f" ±{100 * (hi - lo) / 2:4.1f}"
+    return _number(value, 1, 100) + half
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
-def _provenance(row: Mapping[str, Any]) -> str:
-    shares = {name: row[f"{name}_share"] for name in ("exact", "live", "modelled")}
-    present = [name if share > 0.9995 else f"{share:.0%} {name}" for name, share in shares.items() if share > 0]
-    return ", ".join(present)
+def _provenance(summary: Sequence[Mapping[str, Any]]) -> str:
+    """Which answers are recorded, live or modelled, over all policies."""
+    requests = sum(row["n"] for row in summary) or 1
+    shares = {
+        name: sum(row[f"{name}_share"] * row["n"] for row in summary) / requests
+        for name in ("exact", "live", "modelled")
+    }
+    return "answers: " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share > 0)
 
 
 def name_tables(kind: str | None) -> Iterator[Table]:
@@ -72,11 +79,13 @@ def name_tables(kind: str | None) -> Iterator[Table]:
 
 
 def _policies() -> Table:
-    table = Table("policy", "what it does", "options (default)", title="policies", title_justify="left", show_lines=True)
+    table = Table(
+        "policy", "what it does", "options (default)", title="policies", title_justify="left", show_lines=True
+    )
     for name, policy in POLICIES.items():
         fields = policy.Options.model_fields
         options = "\n".join(f"{field} ({info.get_default()})" for field, info in fields.items())
-        table.add_row(name, _first_paragraph(policy), options)
+        add_plain_row(table, name, _first_paragraph(policy), options)
     return table
 
 
@@ -84,14 +93,16 @@ def _profiles(kind: str) -> Table:
     table = Table("name", "source", title=kind, title_justify="left")
     for name, fields in named_profiles()[kind].items():
         source = " ".join(str(fields.get("source", "")).split())
-        table.add_row(name, source if len(source) <= _SOURCE_CHARACTERS else source[:_SOURCE_CHARACTERS] + " ...")
+        add_plain_row(
+            table, name, source if len(source) <= _SOURCE_CHARACTERS else source[:_SOURCE_CHARACTERS] + " ..."
+        )
     return table
 
 
 def _readers() -> Table:
     table = Table("reader", "format", title="readers", title_justify="left")
     for name in READERS:
-        table.add_row(name, importlib.import_module(f"workloads.readers.{name}").FORMAT)
+        add_plain_row(table, name, importlib.import_module(f"workloads.readers.{name}").FORMAT)
     return table
 
 

@@ -29,6 +29,7 @@ class TierRuntime:
 
     __slots__ = (
         "_draws", "_measured", "_routes", "_service", "fall_backs", "fleet", "index", "model_name", "name", "roofline", "spec",
+        "tells_first_token",
     )  # fmt: skip
 
     def __init__(
@@ -38,6 +39,7 @@ class TierRuntime:
         self.index, self.name, self.spec, self.fleet, self._routes = index, name, spec, fleet, routes
         self.model_name = spec.model_name or name
         self.roofline = roofline
+        self.tells_first_token = spec.service is None
         self.fall_backs: tuple[TierRuntime, ...] = ()
         self._draws, self._service, self._measured = draws, spec.service, measured
 
@@ -129,7 +131,9 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
             name=name,
         )
         draws = CommonDraws(seed, f"service/{name}")
-        tiers[name] = TierRuntime(index, name, spec, fleet, links.routes(scenario.route(name)), draws, roofline, measured=measured)
+        tiers[name] = TierRuntime(
+            index, name, spec, fleet, links.routes(scenario.route(name)), draws, roofline, measured=measured
+        )
     for tier in tiers.values():
         tier.fall_backs = tuple(other for other in tiers.values() if other is not tier)
     return tiers
@@ -137,8 +141,12 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
 
 def _server(env: Environment, name: str, spec: Tier, roofline: Roofline | None, seed: int) -> Server:
     if roofline is not None:
-        cache = PromptCache(spec.cache_lifetime_s, block_tokens=16) if spec.prefix_cache and spec.cache_lifetime_s else None
-        return BatchingServer(env, roofline, max_batch=spec.max_batch, discipline=spec.discipline, cache=cache, name=name)
+        cache = (
+            PromptCache(spec.cache_lifetime_s, block_tokens=16) if spec.prefix_cache and spec.cache_lifetime_s else None
+        )
+        return BatchingServer(
+            env, roofline, max_batch=spec.max_batch, discipline=spec.discipline, cache=cache, name=name
+        )
     if spec.endpoint is not None:
         return _endpoint(env, name, spec, seed)
     service = spec.service or Service()

@@ -50,8 +50,6 @@ class Transfer(Event):
 
     def _come_early(self) -> None:
         waiters, self._waiters, self._queued = self._waiters, [], False
-        if self.departs_s + self.latency_s <= self.env.now:
-            return  # on time after all: the environment goes on to those who wait
         self.callbacks = waiters[1:]
         waiters.clear()
         if self.departs_s < math.inf:

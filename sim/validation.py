@@ -1,103 +1,210 @@
-"""Turns pydantic's errors into one message that names file, line, field, what was found and what is allowed."""
+"""Turns what is wrong with a scenario into one message that names file, line, field, what was found and what is allowed."""
 
 from __future__ import annotations
 
+import datetime
+import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from sim.scenario import Scenario
+from sim.yaml_text import Location, field_name
 from workloads.errors import InputError, suggest
 
+_SEE_SCHEMA = "`run_sim.py schema` documents every field"
+_NAMED_FIELD = re.compile(r"([a-z_]+(?:\.[\w-]+)*): ")
+_NAME_RULE = (
+    "A name starts with a letter or digit and goes on with letters, digits, '_', '.' or '-', 80 characters at most."
+)
+_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text; quote it if it looks like a number, a date or true",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a mapping of fields",
+    "date_type": "a date such as 2026-01-31",
+    "finite_number": "a finite number",
+}
 
-def describe_errors(error: ValidationError, path: Path, tree: Any, model: type[BaseModel] = Scenario) -> InputError:
+
+class Source(NamedTuple):
+    """Where the fields of a scenario were given: the lines of its file, and what `--set` and the sweep put over them."""
+
+    path: Path
+    lines: Mapping[Location, int]
+    changes: tuple[tuple[Location, str], ...] = ()
+    """(field, where it was set instead), the later ones over the earlier ones."""
+
+    def place(self, location: Location) -> str:
+        """File, line and name of a field; or the option or sweep value that set it."""
+        field = f": field {field_name(location)}" if location else ""
+        for changed, place in reversed(self.changes):
+            if location[: len(changed)] == changed:
+                return place if location == changed else place + field
+        line = next((self.lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in self.lines), None)
+        inside = [place for changed, place in self.changes if changed[: len(location)] == location]
+        return f"{self.path}{f':{line}' if line else ''}{field}{f' (with {inside[-1]})' if inside else ''}"
+
+    @contextmanager
+    def at(self, *location: str | int) -> Iterator[None]:
+        """Whatever is wrong inside this block gets a field's place in front of its own."""
+        try:
+            yield
+        except InputError as error:
+            inner = "" if error.place.startswith("field ") else f": {error.place}"
+            raise type(error)(self.place(location) + inner, error.problem, error.remedy) from None
+
+
+def describe_errors(error: ValidationError, source: Source, document: Any) -> InputError:
     """The first problem in full, and how many more there are."""
     problems = error.errors(include_url=False)
     first = min(problems, key=lambda e: e["type"] != "extra_forbidden")  # a misspelt name explains a missing one
-    line, field = _locate(tree, first["loc"])
-    place = f"{path}:{line}" if line else str(path)
-    if field:
-        place += f": field {field}"
+    location = _in_document(document, first["loc"])
     more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    problem, remedy = _explain(first, model)
-    return InputError(place, problem, remedy + more)
+    problem, remedy = _explain(first, _value_at(document, location[:-1]))
+    named = _NAMED_FIELD.match(problem)
+    if named and first["type"] == "value_error":  # a check across fields names the one to look at
+        inner = tuple(int(part) if part.isdigit() else part for part in named[1].split("."))
+        location, problem = (*location, *inner), problem[named.end() :]
+    return InputError(source.place(location), problem, remedy + more)
 
 
-def _locate(tree: Any, location: Sequence[str | int]) -> tuple[int | None, str]:
-    """Line (from 1) and dotted name of an error's location; union tags in it are passed over."""
-    node, line, names = tree, None, []
-    for depth, part in enumerate(location):
-        last = depth == len(location) - 1
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, Sequence) and not isinstance(node, str) and isinstance(part, int) and part < len(node)):
-            line, node = _line(node, part, line), node[part]
-        elif not last or (isinstance(node, Mapping) and _is_tag(part, node)):
+def check_memory(scenario: Scenario, source: Source) -> None:
+    """Raise InputError for a model whose weights do not fit into the memory of its tier's device."""
+    for name, tier in scenario.tiers.items():
+        if tier.device is None:
             continue
-        names.append(str(part))
-    return line, ".".join(names)
+        weights = tier.model.weight_gbytes or 2 * tier.model.parameters_b  # as the roofline takes them
+        if weights > tier.device.memory_gbytes:
+            raise InputError(
+                source.place(("tiers", name)),
+                f"the weights of its model take {weights:.4g} GB, its device has {tier.device.memory_gbytes:.4g} GB of memory",
+                "Choose a smaller or quantised model, or a device with more memory",
+            )
 
 
-def _is_tag(part: str | int, node: Mapping[str, Any]) -> bool:
-    return part == node.get("kind")
+def _in_document(document: Any, location: Sequence[str | int]) -> Location:
+    """An error's location without the union tags and marks in it that the document does not have."""
+    node, found = document, list[str | int]()
+    for depth, part in enumerate(location):
+        inside = _inside(node, part)
+        if inside:
+            node = node[part]
+        elif depth < len(location) - 1 or part == "[key]" or (isinstance(node, Mapping) and part == node.get("kind")):
+            continue
+        found.append(part)
+    return tuple(found)
 
 
-def _line(node: Any, part: str | int, default: int | None) -> int | None:
-    marks = getattr(node, "lc", None)
-    try:
-        position = marks.key(part) if isinstance(node, Mapping) else marks.item(part)  # type: ignore[union-attr]
-    except (AttributeError, KeyError, TypeError):  # set on the command line: not in the file
-        return default
-    return int(position[0]) + 1
+def _inside(node: Any, part: str | int) -> bool:
+    if isinstance(node, tuple):
+        return isinstance(part, int) and part < len(node)
+    return isinstance(node, Mapping) and part in node
 
 
-def _explain(problem: Any, model: type[BaseModel]) -> tuple[str, str]:
-    kind, location, found = problem["type"], problem["loc"], problem.get("input")
-    name = str(location[-1]) if location else ""
+def _value_at(document: Any, location: Location) -> Any:
+    for part in location:
+        document = document[part] if _inside(document, part) else None
+    return document
+
+
+def _explain(problem: Any, parent: Any) -> tuple[str, str]:
+    """What was found, and what is allowed instead; `parent` is the value that holds the field."""
+    kind, loc, found = problem["type"], problem["loc"], problem.get("input")
+    name = str(loc[-1]) if loc else ""
+    context = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown field {name!r}", suggest(name, _fields_at(model, location[:-1])) + "."
+        return f"unknown field {_shown(name)}", suggest(name, _fields_at(loc[:-1])) + "."
     if kind == "missing":
-        return f"required field {name!r} is missing", "Add it; `run_sim.py schema` documents every field."
+        return _missing(name, parent)
     if kind in ("value_error", "assertion_error"):
-        return str(problem["ctx"]["error"]).rstrip("."), "See `run_sim.py schema` for every field and `run_sim.py list` for names."
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        return f"unknown kind {_shown(found)}", f"Allowed: {problem['ctx'].get('expected_tags', 'see the schema')}."
-    message = str(problem["msg"]).replace("Input should be", "must be").rstrip(".")
-    return f"found {_shown(found)}", f"It {message}." if message.startswith("must") else f"{message}."
+        found, _, remedy = str(context["error"]).rstrip(".").partition(". ")
+        return found, f"{remedy or _SEE_SCHEMA}."
+    if kind == "union_tag_not_found":
+        if not isinstance(found, Mapping):
+            return f"found {_shown(found)}", f"Give a mapping with a kind. {_one_of(_tags_at(loc))}"
+        return "its kind is missing", f"Add the field 'kind'. {_one_of(_tags_at(loc))}"
+    if kind == "union_tag_invalid":
+        return f"unknown kind {_shown(context['tag'])}", suggest(str(context["tag"]), _tags_at(loc)) + "."
+    if kind == "literal_error":
+        allowed = [choice.strip("'") for choice in re.split(", | or ", context["expected"])]
+        return f"found {_shown(found)}", suggest(str(found), allowed) + "."
+    if kind in ("string_pattern_mismatch", "string_too_long"):
+        return f"{_shown(found)} cannot be a name", _NAME_RULE
+    return f"found {_shown(found)}", _rule(kind, str(problem["msg"]), context)
+
+
+def _missing(name: str, parent: Any) -> tuple[str, str]:
+    if isinstance(parent, tuple):
+        return f"found a list of {len(parent)}", f"Entry {int(name) + 1} is missing."
+    given = f"; given: {', '.join(map(str, list(parent)[:8]))}" if isinstance(parent, Mapping) and parent else ""
+    return f"required field {name!r} is missing{given}", f"Add it; {_SEE_SCHEMA}."
+
+
+def _rule(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    if kind in _WORDS:
+        return f"It must be {_WORDS[kind]}."
+    if kind in ("too_short", "too_long"):
+        bound = context.get("min_length") or context.get("max_length")
+        return f"It must have at {'least' if kind == 'too_short' else 'most'} {bound} {'entry' if bound == 1 else 'entries'}."
+    message = message.replace("Input should be", "must be").rstrip(".")
+    return f"It {message}." if message.startswith("must") else f"{message}."
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"Allowed: {', '.join(names)}."
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, list(value)[:4])) or 'no fields'}"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"a list of {len(value)}"
-    text = repr(value)
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value) if isinstance(value, datetime.date) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """Field names of the configuration value at a location, following unions by their `kind`."""
-    candidates: list[Any] = [model]
+def models_at(location: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The configuration values a location of the scenario can hold, following unions by their `kind`."""
+    candidates: list[Any] = [Scenario]
     for part in location:
         step: list[Any] = []
         for kind in candidates:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 if str(part) in kind.model_fields:
                     step += _unfold(kind.model_fields[str(part)].annotation)
-                elif _has_tag(kind, part):
+                elif part in _tags_of(kind):
                     step.append(kind)
             else:  # the value type of a dict or the item type of a tuple
                 step += [inner for arg in typing.get_args(kind) for inner in _unfold(arg)]
-        candidates = step or candidates
-    models = [k for k in candidates if isinstance(k, type) and issubclass(k, BaseModel)]
-    return sorted({name for kind in models for name in kind.model_fields})
+        candidates = step
+    return [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
-def _has_tag(kind: type[BaseModel], part: str | int) -> bool:
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    return sorted({name for kind in models_at(location) for name in kind.model_fields})
+
+
+def _tags_at(location: Sequence[str | int]) -> list[str]:
+    return [tag for kind in models_at(location) for tag in _tags_of(kind)]
+
+
+def _tags_of(kind: type[BaseModel]) -> tuple[str, ...]:
     field = kind.model_fields.get("kind")
-    return field is not None and part in typing.get_args(field.annotation)
+    return typing.get_args(field.annotation) if field is not None else ()
 
 
 def _unfold(annotation: Any) -> list[Any]:

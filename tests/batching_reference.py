@@ -51,7 +51,7 @@ class Reference:
     crash_s: float
     calls: list[Call]
     batch: list[Call] = field(default_factory=list)
-    now: float = 0.0
+    now: float = -math.inf
     boundaries: list[float] = field(default_factory=list)
 
     def run(self) -> None:
@@ -66,11 +66,14 @@ class Reference:
                 waiting.sort(key=lambda call: call.priority)
             new = self.admit(waiting)
             if not self.batch:
+                # Idle: the first to come starts at once, alone.
                 arrivals = [call.arrival_s for call in self.calls if call.status == "waiting"]
                 if not arrivals or min(arrivals) >= self.crash_s:
                     break
                 self.now = min(arrivals)
-                continue
+                new = self.admit(
+                    [call for call in self.calls if call.status == "waiting" and call.arrival_s == self.now][:1]
+                )
             end = self.now + (self.prefill_s(new) if new else self.decode_s())
             if end > self.crash_s:
                 self.share(self.crash_s - self.now)

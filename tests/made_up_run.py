@@ -14,6 +14,7 @@ import numpy as np
 from sim.cost import LEDGER_ITEMS
 from sim.figures.phases import PHASES
 from sim.records import REQUEST_KINDS, SUBTASK_KINDS, RowTable
+from sim.report import family_policies
 from sim.run_tables import RunTables
 from sim.scenario import Scenario
 from sim.statistics import cluster_interval, mean_interval, quantile_interval
@@ -56,7 +57,7 @@ class Run(NamedTuple):
     @property
     def policies(self) -> dict[str, str]:
         """The policy behind each family."""
-        return {spec.label or spec.policy: spec.policy for spec in self.scenario.policies}
+        return family_policies(self.scenario)
 
 
 def make_run(

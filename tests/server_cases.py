@@ -14,7 +14,12 @@ from sim.roofline import Roofline
 from sim.server import Job, Server, SlotServer
 
 DEVICE = Roofline(
-    peak_flops=1e3, memory_bandwidth_bytes_s=1e3, memory_bytes=1e9, parameters=5.0, weight_bytes=20.0, kv_bytes_per_token=0.1
+    peak_flops=1e3,
+    memory_bandwidth_bytes_s=1e3,
+    memory_bytes=1e9,
+    parameters=5.0,
+    weight_bytes=20.0,
+    kv_bytes_per_token=0.1,
 )
 
 

@@ -87,6 +87,7 @@ def test_a_crumb_left_by_rounding_does_not_wait_out_a_silence() -> None:
         assert capacity.time_when(0.5, 3.5 * MEGABYTE + crumb) == pytest.approx(6.0)
         assert opening.time_when(0.0, 3 * MEGABYTE + crumb) == pytest.approx(6.0)
     assert capacity.time_when(0.0, MEGABYTE + 1.0) == pytest.approx(3.0 + 0.5e-6)
+    assert opening.time_when(0.5, 1e-9) == 0.5
     assert opening.time_when(0.5, 1.0) == pytest.approx(1.0 + 1e-6)
 
 

@@ -101,7 +101,7 @@ def test_equals_the_token_by_token_reference(roofline, calls, max_batch, capacit
     env = simpy.Environment()
     server = BatchingServer(env, roofline, max_batch=max_batch, discipline=discipline, kv_capacity_tokens=capacity)
     jobs = [Job(c.prompt, c.output, cached_tokens=c.cached, priority=c.priority) for c in calls]
-    departures = []
+    departures: list[Job] = []
     for job, call in zip(jobs, calls, strict=True):
         submit_at(env, server, call.arrival_s, job, departures)
         if call.cancel_s < math.inf:
@@ -118,7 +118,6 @@ def test_equals_the_token_by_token_reference(roofline, calls, max_batch, capacit
             assert getattr(job, name) == expected, name
     assert server.busy_s == pytest.approx(sum(call.device_s for call in calls), rel=1e-9, abs=1e-9)
     assert (server.running, server.queue_length) == (0, 0)
-
 
 
 def run(server, env, *jobs_at):
@@ -169,11 +168,11 @@ def test_arrival_at_the_end_of_an_iteration_is_admitted_then():
     assert second.started_s == 3.0
 
 
-def test_simultaneous_arrivals_share_one_prefill():
-    """Two prompts of 2 and 3 tokens at one instant give their first tokens together after 5 s."""
-    env, server = batching()
-    jobs = run(server, env, (1.0, Job(2, 1)), (1.0, Job(3, 1)))
-    assert [job.first_token_s for job in jobs] == [6.0, 6.0]
+def test_simultaneous_arrivals_share_a_prefill_behind_the_first():
+    """At an idle server the first of one instant starts alone; the others' prompts of 2 and 3 tokens follow together."""
+    env, server = batching(max_batch=3)
+    jobs = run(server, env, (1.0, Job(4, 1)), (1.0, Job(2, 1)), (1.0, Job(3, 1)))
+    assert [job.first_token_s for job in jobs] == [5.0, 10.0, 10.0]
 
 
 def test_full_batch_makes_others_wait_in_order():
@@ -220,11 +219,16 @@ def test_cancelled_job_leaves_at_the_end_of_the_iteration():
     env, server = batching()
     first, second = Job(1, 9), Job(1, 9)
     known = []
-    at(env, 4.5, lambda: (server.cancel(second), known.append((second.device_s, second.done.triggered))))
+
+    def give_up():
+        server.cancel(second)
+        known.append((second.device_s, second.done.triggered))
+
+    at(env, 4.5, give_up)
     run(server, env, (0.0, first), (0.0, second))
     assert (second.status, second.finished_s) == ("cancelled", 6.0)
-    assert known == [(3.0, False)]
-    assert second.device_s == 3.0
+    assert known == [(2.5, False)]
+    assert second.device_s == 2.5
     assert first.finished_s == 6.0 + 6 * 1.0
 
 
@@ -243,9 +247,16 @@ def test_crash_in_a_prefill_leaves_no_first_token_behind():
 def test_prompt_cache_shortens_the_next_turn_and_is_lost_in_a_crash():
     """The second turn prefills only what is new, one after a crash everything again; at least one token is computed."""
     env, server = batching(cache=PromptCache())
-    at(env, 50.0, lambda: (server.crash(), server.restart()))
+    at(env, 50.0, server.crash)
+    at(env, 50.0, server.restart)
     turns = run(
-        server, env, (0.0, Job(4, 2)), (20.0, Job(9, 2)), (40.0, Job(9, 1)), (60.0, Job(9, 1)), (80.0, Job(9, 1, request=7))
+        server,
+        env,
+        (0.0, Job(4, 2)),
+        (20.0, Job(9, 2)),
+        (40.0, Job(9, 1)),
+        (60.0, Job(9, 1)),
+        (80.0, Job(9, 1, request=7)),
     )
     assert [job.cached_tokens for job in turns] == [0, 6, 9, 0, 0]
     assert [job.first_token_s - job.started_s for job in turns] == [4.0, 3.0, 1.0, 9.0, 9.0]

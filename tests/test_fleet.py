@@ -52,7 +52,8 @@ def test_low_load_is_spread_over_all_replicas():
     fleet = slots(env, 3)
     replicas = []
     for _ in range(6):
-        job = env.run(until=fleet.submit(Job(1, 1, service_s=1.0)))
+        job = Job(1, 1, service_s=1.0)
+        env.run(until=fleet.submit(job))
         replicas.append(job.replica)
     assert replicas == [0, 1, 2, 0, 1, 2]
 
@@ -83,7 +84,7 @@ def test_least_loaded_waits_less_than_random():
 
 def test_affinity_returns_to_the_replica_that_knows_the_conversation():
     """Turns of one conversation stay together and find their prefix; spread in turn they do not."""
-    cached = {}
+    cached: dict[str, list[int]] = {}
     for balancer in ("affinity", "round-robin"):
         env = simpy.Environment()
         fleet = Fleet([device(env, cache=PromptCache()) for _ in range(2)], balancer)
@@ -119,7 +120,8 @@ def test_all_down_is_unavailable_and_one_up_is_enough():
     fleet = slots(env, 2)
     fleet.crash()
     job = Job(1, 1, service_s=1.0)
-    assert env.run(until=fleet.submit(job)).status == "unavailable"
+    env.run(until=fleet.submit(job))
+    assert job.status == "unavailable"
     assert not fleet.up
     assert fleet.estimate_wait_s() == 0.0
     fleet.servers[1].restart()
@@ -143,7 +145,8 @@ def test_totals_are_sums_and_cancel_finds_the_replica():
 
 
 @pytest.mark.parametrize(
-    ("count", "balancer", "found"), [(0, "random", "no servers"), (2, "least-load", "least-loaded"), (2, "random", "draws")]
+    ("count", "balancer", "found"),
+    [(0, "random", "no servers"), (2, "least-load", "least-loaded"), (2, "random", "draws")],
 )
 def test_bad_settings_are_named(count, balancer, found):
     """No replicas, an unknown balancer, or random without draws raise an InputError that says so."""

@@ -201,14 +201,15 @@ def test_cancelling_what_is_only_propagating_frees_nothing() -> None:
 
 
 def test_the_longest_of_several_unshared_transfers_may_be_cancelled() -> None:
-    """Busy time then ends with the longest that is left."""
+    """Busy time then ends with the longest that is left, and counts no second twice for one that comes later."""
     env = Environment()
     link = link_of(env, shared=False)
+    at(env, 1.5, lambda: link.transfer(MB, 2, 0))
     long, short = link.transfer(10 * MB, 0, 0), link.transfer(3 * MB, 1, 0)
     at(env, 1.0, lambda: link.cancel(long))
     env.run()
     assert short.processed
-    assert (link.busy_s, link.bytes_sent) == pytest.approx((3.0, 4 * MB))
+    assert (link.busy_s, link.bytes_sent) == pytest.approx((3.0, 5 * MB))
 
 
 def test_cancelling_during_an_outage() -> None:
@@ -224,6 +225,19 @@ def test_cancelling_during_an_outage() -> None:
     env.run()
     assert arrived == pytest.approx([4.5])
     assert not small.processed
+
+
+def test_a_link_that_is_down_and_empty_still_stalls_newcomers() -> None:
+    """After everyone gave up during an outage, the next transfer waits for its end all the same."""
+    env = Environment()
+    link = link_of(env)
+    events = [link.transfer(MB, i, 0) for i in range(2)]
+    at(env, 1.0, lambda: link.set_up(False))
+    for event in events:
+        at(env, 2.0, partial(link.cancel, event))
+    at(env, 4.0, lambda: link.set_up(True))
+    assert rounded(play(env, link, [(3.0, MB)])) == [(0, 5.0)]
+    assert link.busy_s == pytest.approx(4.0)  # 0 to 2, and 3 to 5
 
 
 def test_whoever_waits_can_be_interrupted_or_wait_for_several() -> None:

@@ -77,7 +77,11 @@ def test_clear_forgets_everything():
 
 
 uses = st.tuples(
-    st.integers(0, 4), st.integers(0, 3000), st.lists(st.integers(0, 5), max_size=4), st.floats(0.0, 50.0), st.booleans()
+    st.integers(0, 4),
+    st.integers(0, 3000),
+    st.lists(st.integers(0, 5), max_size=4),
+    st.floats(0.0, 50.0),
+    st.booleans(),
 )
 
 
@@ -102,7 +106,8 @@ def test_accounts_stay_right_whatever_is_asked(uses, capacity, lifetime_s):
 
 def test_recorded_prefixes_repeat(shared_data):
     """On the Mooncake trace an unlimited cache finds as many tokens as a plain set of seen blocks."""
-    cache, seen, found, expected = PromptCache(), set(), 0, 0
+    cache, found, expected = PromptCache(), 0, 0
+    seen: set[int] = set()
     with shared_data("llm_arrivals/mooncake_synthetic.jsonl").open() as file:
         for number, line in enumerate(file):
             row = json.loads(line)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -101,7 +101,13 @@ def test_cache_capacity_is_what_the_weights_leave():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("peak_flops", 0.0), ("flops_efficiency", 1.5), ("parameters", math.nan), ("step_overhead_s", -1.0), ("weight_bytes", 9e10)],
+    [
+        ("peak_flops", 0.0),
+        ("flops_efficiency", 1.5),
+        ("parameters", math.nan),
+        ("step_overhead_s", -1.0),
+        ("weight_bytes", 9e10),
+    ],
 )
 def test_impossible_numbers_are_named(field, value):
     """Zero, negative, NaN and too large values raise an InputError that names the field."""

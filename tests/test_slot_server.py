@@ -31,7 +31,11 @@ def log_of(env, server, *arrivals):
 def test_one_slot_serves_in_order():
     """Jobs of 3, 1 and 1 s that arrive together leave at 3, 4 and 5 s."""
     env = simpy.Environment()
-    assert log_of(env, SlotServer(env), (0, "a", 3.0), (0, "b", 1.0), (0, "c", 1.0)) == [("a", 3.0), ("b", 4.0), ("c", 5.0)]
+    assert log_of(env, SlotServer(env), (0, "a", 3.0), (0, "b", 1.0), (0, "c", 1.0)) == [
+        ("a", 3.0),
+        ("b", 4.0),
+        ("c", 5.0),
+    ]
 
 
 def test_two_slots_share_one_line():
@@ -93,7 +97,8 @@ def test_crash_empties_slots_and_line_until_the_restart():
     late = Job(1, 1, service_s=10.0)
     for job in jobs:
         server.submit(job)
-    at(env, 4.0, lambda: (server.crash(), server.restart(), server.submit(late)))
+    for action in (server.crash, server.restart, lambda: server.submit(late)):
+        at(env, 4.0, action)
     env.run(until=5.0)
     assert server.busy_s == 5.0
     env.run()

@@ -2,12 +2,13 @@
 
 A recording is JSON lines, usually gzipped. The first line is the header, then one line a task or an answer:
 
-    {"isthmus_recording": 1, "models": ["slm", "llm"], "sampling": "greedy", ...}
+    {"isthmus_recording": 1, "models": ["slm", "llm"], "sampling": "greedy", "tasks": 1, "answers": 2}
     {"task": {"id": "t1", "prompt": "...", "answer": "42", "family": "chains"}}
-    {"key": "9f..", "model": "slm", "task_id": "t1", "text": "...", "prompt_tokens": 12, "completion_tokens": 5, ...}
+    {"key": "9f..", "model": "slm", "task_id": "t1", "messages": [["user", "..."]], "text": "...", "prompt_tokens": 12, ...}
 
 An answer's key is a hash of (model, sampling, conversation so far), never a step's number: an answer given at the edge changes
-every later call. A conversation that nobody recorded raises RecordingMiss and names the nearest one that was.
+every later call. A conversation that nobody recorded raises RecordingMiss and names the nearest one that was. Only the fields of
+Task and Completion named here are written: nothing else a backend knows can reach a recording.
 """
 
 from __future__ import annotations
@@ -16,24 +17,26 @@ import gzip
 import hashlib
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from workloads.errors import RecordingError, RecordingMiss
+from workloads.backend import Handle, InferenceBackend
+from workloads.errors import InputError, RecordingError, RecordingMiss
 from workloads.readers._rows import json_lines
-from workloads.task import Attachment, Completion, Message, ModelCall, Task
+from workloads.recording_fields import answer_fields, read_answer, read_task, task_fields
+from workloads.task import Completion, Message, ModelCall, Task
 
 VERSION = 1
-_OPTIONAL = ("cached_tokens", "mean_logprob", "prefill_s", "decode_s", "finish_reason", "tool_text", "tool_s", "score")
+_AGAIN = "Record again; the file was changed or damaged"
 
 
 def conversation_key(model: str, messages: tuple[Message, ...], sampling: str = "greedy") -> str:
     """The key of an answer: 128 bits of SHA-256 over model, sampling settings and the conversation so far."""
     text = json.dumps([model, sampling, messages], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]  # models do emit halves of characters
 
 
 class Recording:
@@ -45,10 +48,16 @@ class Recording:
         self.answers: dict[str, Completion] = {}
         self._known: dict[str, set[tuple[str, tuple[Message, ...]]]] = {}
 
-    def add(self, task_id: str, messages: tuple[Message, ...], completion: Completion) -> None:
-        """Keep an answer; the last one wins, as a re-recorded conversation replaces the old."""
-        self.answers[conversation_key(completion.model, messages, self.sampling)] = completion
+    def add(self, task_id: str, messages: tuple[Message, ...], completion: Completion) -> str:
+        """Keep an answer and return its key; the last one wins, as a re-recorded conversation replaces the old."""
+        key = conversation_key(completion.model, messages, self.sampling)
+        self.answers[key] = completion
         self._known.setdefault(task_id, set()).add((completion.model, messages))
+        return key
+
+    def conversations(self) -> list[tuple[str, str, tuple[Message, ...]]]:
+        """(task, model, conversation so far) of every answer, in an order that does not depend on when it was recorded."""
+        return sorted((task, *entry) for task, entries in self._known.items() for entry in entries)
 
     def near_misses(self, call: ModelCall, model: str) -> str:
         """The recorded conversation of this task that agrees longest with the one asked for."""
@@ -96,119 +105,124 @@ class ReplayBackend:
 class RecordingBackend:
     """Passes calls on to another backend and keeps every answer."""
 
-    def __init__(self, inner: Any, recording: Recording) -> None:
+    def __init__(self, inner: InferenceBackend, recording: Recording) -> None:
         self._inner, self._recording = inner, recording
 
     def submit(self, call: ModelCall, model: str) -> _KeptHandle:
         """Submit to the inner backend; the answer is kept when it is collected."""
-        return _KeptHandle(self._inner.submit(call, model), call, self._recording)
+        models = self._recording.models
+        if model not in models:  # found out now, not when hours of answers are read back
+            raise InputError(f"model {model!r}", "is not to be recorded", f"Recorded models: {', '.join(models)}")
+        return _KeptHandle(self._inner.submit(call, model), call, model, self._recording)
 
 
 class _KeptHandle:
-    def __init__(self, handle: Any, call: ModelCall, recording: Recording) -> None:
-        self._handle, self._call, self._recording = handle, call, recording
+    def __init__(self, handle: Handle, call: ModelCall, model: str, recording: Recording) -> None:
+        self._handle, self._call, self._model, self._recording = handle, call, model, recording
 
     def result(self) -> Completion:
-        completion: Completion = self._handle.result()
+        """The answer under the name it was asked for: a server's own name for its model is not what replay asks for."""
+        completion = self._handle.result()._replace(model=self._model)
         self._recording.add(self._call.task.id, self._call.messages, completion)
         return completion
 
 
 def write_recording(recording: Recording, path: Path) -> None:
-    """Write atomically; `.gz` compresses, without a time stamp, so equal recordings are equal files."""
+    """Write atomically; `.gz` compresses, without name and time in its head, so equal recordings are equal files.
+
+    Of a task everything is kept but `features` and `latent`, of an answer everything; what was live is exact when replayed.
+    Raises InputError where the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _writer(partial, compressed=path.suffix == ".gz") as out:
-        header = {"isthmus_recording": VERSION, "models": list(recording.models), "sampling": recording.sampling}
-        _line(out, header)
-        for task in recording.tasks:
-            _line(out, {"task": _task_fields(task)})
-        for task_id in sorted(recording._known):
-            for model, messages in sorted(recording._known[task_id]):
-                key = conversation_key(model, messages, recording.sampling)
-                answer = _answer_fields(recording.answers[key])
-                _line(out, {"key": key, "task_id": task_id, "messages": [list(m) for m in messages], **answer})
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writer(partial, compressed=path.suffix == ".gz") as out:
+            _write(recording, out)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(str(path), f"cannot be written ({error.strerror})", "Name another file") from None
+    finally:
+        if partial.is_file():
+            partial.unlink()
 
 
-def _writer(path: Path, *, compressed: bool) -> TextIO:
-    if not compressed:
-        return path.open("w", encoding="utf-8")
-    return io.TextIOWrapper(gzip.GzipFile(path, "wb", mtime=0), encoding="utf-8")
+@contextmanager
+def _writer(path: Path, *, compressed: bool) -> Iterator[TextIO]:
+    with path.open("wb") as file:
+        packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compressed else file
+        with packed, io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as out:
+            yield out
+
+
+def _write(recording: Recording, out: TextIO) -> None:
+    conversations = recording.conversations()
+    counts = {"tasks": len(recording.tasks), "answers": len(conversations)}
+    _line(
+        out,
+        {"isthmus_recording": VERSION, "models": list(recording.models), "sampling": recording.sampling, **counts},
+    )
+    for task in recording.tasks:
+        _line(out, {"task": task_fields(task)})
+    for task_id, model, messages in conversations:
+        key = conversation_key(model, messages, recording.sampling)
+        answer = answer_fields(recording.answers[key])
+        _line(out, {"key": key, "task_id": task_id, "messages": [list(m) for m in messages], **answer})
 
 
 def _line(out: TextIO, value: Mapping[str, Any]) -> None:
-    out.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")) + "\n")
-
-
-def _task_fields(task: Task) -> dict[str, Any]:
-    fields: dict[str, Any] = {"id": task.id, "prompt": task.prompt, "family": task.family}
-    if task.answer is not None:
-        fields["answer"] = task.answer
-    if task.attachments:
-        fields["attachments"] = [list(a) for a in task.attachments]
-    return fields
-
-
-def _answer_fields(answer: Completion) -> dict[str, Any]:
-    fields = answer._asdict()
-    defaults = Completion._field_defaults
-    for name in _OPTIONAL:
-        value = fields[name]
-        if value == defaults[name] or (isinstance(value, float) and math.isnan(value)):
-            del fields[name]
-    del fields["provenance"]
-    return fields
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a character pair has no UTF-8, but a JSON escape
+        text = json.dumps(value, separators=(",", ":"))
+    out.write(text + "\n")
 
 
 def read_recording(path: Path) -> Recording:
-    """Read a recording line by line; raises RecordingError with the line for anything that is not one."""
+    """Read a recording line by line; raises InputError with the line for anything that is not one."""
     lines = json_lines(path)
-    recording = _read_header(path, lines)
+    recording, header = _read_header(path, lines)
+    names: set[str] = set()
+    answers = 0
     for row, fields in lines:
         try:
             if "task" in fields:
-                recording.tasks.append(_read_task(fields["task"]))
+                task = read_task(fields["task"])
+                if task.id in names:
+                    raise ValueError(f"the task {task.id!r} occurs twice")
+                names.add(task.id)
+                recording.tasks.append(task)
             else:
-                messages, task_id = tuple(Message(*m) for m in fields.pop("messages")), fields.pop("task_id")
-                key = fields.pop("key")
-                recording.add(task_id, messages, _read_answer(fields))
-                if key not in recording.answers:
-                    raise ValueError("its key does not belong to its conversation")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RecordingError(
-                f"{path}: row {row}", f"not a task or an answer ({error})", "Record again; the file was changed or damaged"
-            ) from None
+                _keep(recording, *read_answer(fields))
+                answers += 1
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+            raise RecordingError(f"{path}: row {row}", f"not a task or an answer: {problem}", _AGAIN) from None
     if not recording.tasks:
         raise RecordingError(str(path), "holds no task", "Record again; the recording broke off before its first task")
+    for name, found in (("tasks", len(names)), ("answers", answers)):
+        if header.get(name, found) != found:
+            raise RecordingError(str(path), f"holds {found} of {header[name]} {name}", _AGAIN)
     return recording
 
 
-def _read_header(path: Path, lines: Iterator[tuple[int, dict[str, Any]]]) -> Recording:
+def _keep(recording: Recording, key: str, task_id: str, messages: tuple[Message, ...], answer: Completion) -> None:
+    if answer.model not in recording.models:
+        raise ValueError(f"the model {answer.model!r} is none of {', '.join(recording.models)}")
+    if recording.add(task_id, messages, answer) != key:
+        raise ValueError("its key does not belong to its conversation")
+
+
+def _read_header(path: Path, lines: Iterator[tuple[int, dict[str, Any]]]) -> tuple[Recording, dict[str, Any]]:
     row, header = next(lines, (1, {}))
-    version = header.get("isthmus_recording")
+    place, version = f"{path}: row {row}", header.get("isthmus_recording")
     if version is None:
-        raise RecordingError(f"{path}: row {row}", "not an Isthmus recording", "Its first line names isthmus_recording")
-    if version != VERSION:
-        raise RecordingError(
-            f"{path}: row {row}", f"is of version {version!r}", f"This Isthmus reads version {VERSION}; record again"
-        )
-    models = header.get("models")
-    if not isinstance(models, list) or not all(isinstance(m, str) for m in models):
-        raise RecordingError(f"{path}: row {row}, field 'models'", f"found {models!r}", "Give a list of model names")
-    return Recording(models, str(header.get("sampling", "greedy")), str(path))
-
-
-def _read_task(fields: Mapping[str, Any]) -> Task:
-    attachments = tuple(Attachment(*a) for a in fields.get("attachments", ()))
-    return Task(
-        str(fields["id"]), str(fields["prompt"]), fields.get("answer"), fields.get("family", "default"), attachments=attachments
-    )
-
-
-def _read_answer(fields: dict[str, Any]) -> Completion:
-    completion = Completion(**fields)
-    numbers = (completion.prompt_tokens, completion.completion_tokens, completion.download_bytes)
-    if not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError("token and byte counts must be whole numbers of at least 0")
-    return completion
+        raise RecordingError(place, "not an Isthmus recording", "Its first line names isthmus_recording")
+    if version is True or version != VERSION:
+        raise RecordingError(place, f"is of version {version!r}", f"This Isthmus reads version {VERSION}; record again")
+    models, sampling = header.get("models"), header.get("sampling", "greedy")
+    if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
+        raise RecordingError(f"{place}, field 'models'", f"found {models!r}", "Give a list of model names")
+    if not isinstance(sampling, str):
+        raise RecordingError(f"{place}, field 'sampling'", f"found {sampling!r}", "Give the sampling settings as text")
+    return Recording(models, sampling, str(path)), header

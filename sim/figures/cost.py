@@ -74,6 +74,6 @@ def draw_ledger(summary: Summary, families: Families, variant: str) -> Figure:
         legend_below(figure, stacked_bars(axes, amounts, palette), most_columns=5)
     else:
         axes.annotate("nothing costs anything in this scenario", (0.5, 0.5), xycoords="axes fraction", ha="center")
-    axes.set_yticks(range(len(rows)), [shorten(str(row["policy"]), 34) for row in rows])
+    axes.set_yticks(range(len(rows)), [shorten(str(row["policy"]), 42) for row in rows])
     axes.set_xlabel(f"mean cost per request ({unit.label})")
     return figure

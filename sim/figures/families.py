@@ -22,6 +22,7 @@ from sim.figures.style import (
     numbers,
     of_variant,
 )
+from sim.run_tables import RunTables
 
 MOST_SHOWN = 6
 """Policies in a figure that shows some of them."""
@@ -140,14 +141,16 @@ def representatives(
     return [middle_row([row for row in rows if row["family"] == name]) for name in names if name in chosen]
 
 
-def mixing_row(summary: Summary, families: Families, variant: str) -> Mapping[str, Any]:
-    """The policy whose single run is shown: the deployable one that mixes the models most evenly, yardsticks last."""
+def mixing_row(tables: RunTables, summary: Summary, families: Families, variant: str) -> Mapping[str, Any]:
+    """The policy whose single run is shown: a deployable one whose requests use both models, about evenly, yardsticks last."""
     rows = of_variant(summary, variant)
-    candidates = families.deployable(rows) or rows
 
-    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, float]:
+    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, bool, float]:
+        requests = tables.of_policy(variant, str(row["policy"]))
+        mixed = (requests["slm_subtasks"] > 0) & (requests["slm_subtasks"] < requests["subtasks"])
         usage = number(row, "slm_usage")
         from_even = abs(usage - 0.5) if usage == usage else 1.0
-        return from_even > 0.35, families.is_yardstick(str(row["family"])), from_even
+        seldom = not mixed.size or bool(mixed.mean() < 0.05)
+        return seldom, from_even > 0.35, families.is_yardstick(str(row["family"])), from_even
 
-    return min(candidates, key=rank)
+    return min(families.deployable(rows) or rows, key=rank)

@@ -92,7 +92,7 @@ def draw_latency_breakdown(tables: RunTables, summary: Summary, families: Famili
     if names:
         lengths = {name: np.array([mean[name] for mean in means]) for name in names}
         legend_below(figure, stacked_bars(axes, lengths, colours), most_columns=5)
-    axes.set_yticks(range(len(policies)), [shorten(policy, 34) for policy in policies])
+    axes.set_yticks(range(len(policies)), [shorten(policy, 42) for policy in policies])
     axes.set_xlabel("mean time per request (s), failed attempts and requests given up included")
     return figure
 

@@ -86,7 +86,9 @@ def draw_load(tables: RunTables, variant: str, policy: str, seed: int) -> Figure
     edges = time_edges(subtasks)
     unit = time_unit([float(edges[-1])])
     count = len(tables.tiers)
-    figure = new_figure(f"Load of each tier over time under {shorten(policy, 40)}, seed {seed}", 1.3 + 1.75 * count)
+    figure = new_figure(
+        f"Load of each tier over time: {tables.title_of_cell(variant, policy, seed)}", 1.3 + 1.75 * count
+    )
     grid = figure.subplots(count, 2, sharex=True, squeeze=False)
     for tier, (left, right) in enumerate(grid):
         serving, waiting = load_of_tier(subtasks, tier, edges)
@@ -104,7 +106,6 @@ def draw_load(tables: RunTables, variant: str, policy: str, seed: int) -> Figure
     ]
     handles.append(Patch(facecolor="none", edgecolor=VERMILION, label="highest in a bin"))
     legend_below(figure, handles)
-    figure.align_ylabels()
     return figure
 
 

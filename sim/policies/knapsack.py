@@ -64,48 +64,55 @@ def cheapest_plan(choices: Sequence[Sequence[Choice]], counts: Sequence[int], le
     return [task[index] for task, index in zip(choices, picked, strict=True)]
 
 
+class _Step(NamedTuple):
+    """A task moved from one choice to a dearer one with a higher score; `rate` is price per score."""
+
+    rate: float
+    gain: float
+    task: int
+    to: int
+
+
 def _solve(scores: Sequence[FloatArray], prices: Sequence[FloatArray], need: float) -> list[int]:
     """Indices of the chosen ones; `need` is what the tasks' lowest scores lack."""
-    steps = sorted(
-        (
-            ((prices[task][to] - prices[task][start]) / (scores[task][to] - scores[task][start]), task, start, to)
-            for task in range(len(scores))
-            for start, to in _hull_steps(scores[task], prices[task])
-        ),
-        key=lambda step: step[0],
-    )
-    picked, greedy, rate = [0] * len(scores), [0] * len(scores), 0.0
-    for rate, task, start, to in steps:  # best value first, until the target is reached
-        gained = float(scores[task][to] - scores[task][start])
-        greedy[task] = to
-        if gained >= need - SLACK:
+    steps = [step for task in range(len(scores)) for step in _hull_steps(task, scores[task], prices[task])]
+    picked, greedy = [0] * len(scores), [0] * len(scores)
+    for step in sorted(steps, key=lambda step: step.rate):  # best value first, until the target is reached
+        greedy[step.task] = step.to
+        if step.gain >= need - SLACK:
             break
-        picked[task] = to
-        need -= gained
+        picked[step.task] = step.to
+        need -= step.gain
     else:
         return greedy  # all there is, and no more: the target is the best score
-    most = rate * max(0.0, gained - need)  # what the greedy plan loses against the relaxation
-    for part in (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0):
-        changes = _improve(scores, prices, picked, rate, need, part * most)
+    most = step.rate * max(0.0, step.gain - need)  # what the greedy plan loses against the relaxation
+    core = _core(scores, prices, picked, step.rate, most)
+    for power in (
+        range(8, -1, -1) if most > 0 else ()
+    ):  # the less may be lost, the fewer choices there are to go through
+        changes = _improve(core, step.rate, need, most / 4**power)
         if changes is not None:
             return [changes.get(task, index) for task, index in enumerate(picked)]
     return greedy
 
 
-def _hull_steps(scores: FloatArray, prices: FloatArray) -> list[tuple[int, int]]:
-    """Steps between neighbours on the lower convex hull of (score, price), each dearer per score than the one before."""
-    hull: list[int] = []
-    for point in range(len(scores)):
-        while len(hull) > 1 and (prices[hull[-1]] - prices[hull[-2]]) * (scores[point] - scores[hull[-1]]) >= (
-            prices[point] - prices[hull[-1]]
-        ) * (scores[hull[-1]] - scores[hull[-2]]):
+def _hull_steps(task: int, scores: FloatArray, prices: FloatArray) -> list[_Step]:
+    """Steps along the lower convex hull of (score, price), each dearer per score than the one before."""
+    hull: list[_Step] = []
+    for point in range(1, len(scores)):
+        while True:
+            start = hull[-1].to if hull else 0
+            gain = float(scores[point] - scores[start])
+            rate = float(prices[point] - prices[start]) / gain
+            if not hull or rate > hull[-1].rate:
+                break
             hull.pop()
-        hull.append(point)
-    return list(zip(hull, hull[1:], strict=False))
+        hull.append(_Step(rate, gain, task, point))
+    return hull
 
 
 class _Core(NamedTuple):
-    """A task that may change its choice: what each way adds in score and loses, the way of no change first."""
+    """A task that may change its choice: what each way adds in score and loses; no change first, then the least loss."""
 
     task: int
     ways: IntArray
@@ -113,43 +120,44 @@ class _Core(NamedTuple):
     losses: FloatArray
 
 
-def _improve(
-    scores: Sequence[FloatArray],
-    prices: Sequence[FloatArray],
-    picked: Sequence[int],
-    rate: float,
-    need: float,
-    most: float,
-) -> dict[int, int] | None:
-    """The changes to `picked` that gain `need` at the least loss, if some do so at a loss of at most `most`."""
+def _core(
+    scores: Sequence[FloatArray], prices: Sequence[FloatArray], picked: Sequence[int], rate: float, most: float
+) -> list[_Core]:
+    """The tasks with another choice that loses at most `most`, the smallest loss first."""
     core = []
     for task, now in enumerate(picked):
         gains = scores[task] - scores[task][now]
         losses = np.maximum(prices[task] - prices[task][now] - rate * gains, 0.0)
+        losses[now] = -1.0  # comes first
+        ways = np.argsort(losses, kind="stable")[: np.count_nonzero(losses <= most)]
         losses[now] = 0.0
-        ways = np.array([now, *(way for way in np.flatnonzero(losses <= most).tolist() if way != now)])
         if len(ways) > 1:
             core.append(_Core(task, ways, gains[ways], losses[ways]))
-    core.sort(key=lambda task: float(task.losses[1:].min()))
-    rise = np.cumsum([0.0, *(task.gains.max() for task in reversed(core))])[::-1]
-    fall = np.cumsum([0.0, *(task.gains.min() for task in reversed(core))])[::-1]
+    return sorted(core, key=lambda member: float(member.losses[1]))
+
+
+def _improve(core: Sequence[_Core], rate: float, need: float, most: float) -> dict[int, int] | None:
+    """The changes that gain `need` in score at the least loss, if there are some that lose at most `most`."""
+    core = core[: sum(float(member.losses[1]) <= most for member in core)]
+    rise = np.cumsum([0.0, *(float(member.gains.max()) for member in reversed(core))])[::-1]
+    fall = np.cumsum([0.0, *(float(member.gains.min()) for member in reversed(core))])[::-1]
     gained, lost = np.zeros(1), np.zeros(1)
     trail: list[tuple[IntArray, IntArray]] = []
-    for number, task in enumerate(core, start=1):
-        all_gained = np.round((gained[:, np.newaxis] + task.gains).ravel(), _DIGITS)
-        all_lost = (lost[:, np.newaxis] + task.losses).ravel()
+    for number, member in enumerate(core, start=1):
+        all_gained = np.round((gained[:, np.newaxis] + member.gains).ravel(), _DIGITS)
+        all_lost = (lost[:, np.newaxis] + member.losses).ravel()
         surplus = np.maximum(all_gained + fall[number] - need, 0.0)  # what cannot be avoided any more
         kept = np.flatnonzero((all_gained + rise[number] >= need - SLACK) & (all_lost + rate * surplus <= most))
         kept = kept[_pareto(all_gained[kept], all_lost[kept] + rate * all_gained[kept])]
         gained, lost = all_gained[kept], all_lost[kept]
-        trail.append((kept // len(task.ways), kept % len(task.ways)))
+        trail.append((kept // len(member.ways), kept % len(member.ways)))
     enough = np.flatnonzero(gained >= need - SLACK)
     if not enough.size:
         return None
     state = int(enough[np.argmin(lost[enough] + rate * gained[enough])])
     changes = {}
-    for task, (parents, ways) in zip(reversed(core), reversed(trail), strict=True):
-        changes[task.task] = int(task.ways[ways[state]])
+    for member, (parents, ways) in zip(reversed(core), reversed(trail), strict=True):
+        changes[member.task] = int(member.ways[ways[state]])
         state = int(parents[state])
     return changes
 
@@ -158,6 +166,6 @@ def _pareto(gained: FloatArray, price: FloatArray) -> IntArray:
     """Indices of the states that no other has more score than at no higher a price."""
     order = np.lexsort((price, -gained))
     ranked = price[order]
-    before = np.concatenate(([np.inf], np.minimum.accumulate(ranked)[:-1]))
+    before = np.concatenate(([np.inf], np.minimum.accumulate(ranked[:-1])))
     kept: IntArray = order[ranked < before]
     return kept

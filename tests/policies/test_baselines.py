@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sim.policies.base import RoutingPolicy, TierView
 from sim.policies.baselines import AllLlm, AllSlm, Fixed, PromptLength, Random
 from sim.records import RequestRow
-from tests.policies import Decisions, decisions, modelled_study, observation, prepared
+from tests.policies import Decisions, decisions, modelled_study, observation, placed, prepared
 from workloads.errors import InputError
 from workloads.task import ModelCall, Task
 
@@ -31,7 +31,7 @@ def large_in(policy: RoutingPolicy) -> set[tuple[int, int]]:
     return {
         (request, position)
         for request, position in slots
-        if policy.place(observation(ModelCall(task, position, (), 10, 40), request)).tier == "cloud"
+        if placed(policy, observation(ModelCall(task, position, (), 10, 40), request)).tier == "cloud"
     }
 
 
@@ -60,7 +60,7 @@ def test_fixed_reaches_a_third_tier() -> None:
     """A tier in neither role can be named."""
     study = STUDY._replace(tiers=(TierView("phone", "slm", "tiny"), *STUDY.tiers))
     policy = prepared(Fixed, study, tier="phone")
-    assert policy.place(observation(ModelCall(study.tasks[0], 0, (), 10, 40))).tier == "phone"
+    assert placed(policy, observation(ModelCall(study.tasks[0], 0, (), 10, 40))).tier == "phone"
 
 
 def test_fixed_refuses_an_unknown_tier() -> None:
@@ -110,7 +110,7 @@ def test_prompt_length_looks_at_the_first_prompt() -> None:
     sizes = {1: (100, 101, 900), 2: (101, 50, 900)}
     tiers = {
         request: [
-            policy.place(observation(ModelCall(Task("t"), i, (), n, 40), request)).tier for i, n in enumerate(row)
+            placed(policy, observation(ModelCall(Task("t"), i, (), n, 40), request)).tier for i, n in enumerate(row)
         ]
         for request, row in sizes.items()
     }
@@ -120,7 +120,7 @@ def test_prompt_length_looks_at_the_first_prompt() -> None:
 def test_prompt_length_can_look_at_every_prompt() -> None:
     """Per subtask each prompt decides for itself."""
     policy = prepared(PromptLength, STUDY, threshold_tokens=100, per="subtask")
-    tiers = [policy.place(observation(ModelCall(Task("t"), i, (), n, 40))).tier for i, n in enumerate((100, 101, 50))]
+    tiers = [placed(policy, observation(ModelCall(Task("t"), i, (), n, 40))).tier for i, n in enumerate((100, 101, 50))]
     assert tiers == ["edge", "cloud", "edge"]
 
 
@@ -128,9 +128,9 @@ def test_prompt_length_forgets_ended_requests() -> None:
     """Memory does not grow with the requests that have gone by, and a number used again starts afresh."""
     policy = prepared(PromptLength, STUDY, threshold_tokens=100)
     seen = observation(ModelCall(Task("t"), 0, (), 200, 40), 7)
-    assert policy.place(seen).tier == "cloud"
+    assert placed(policy, seen).tier == "cloud"
     policy.learn(ended(7))
-    assert policy.place(seen._replace(call=seen.call._replace(prompt_tokens=50))).tier == "edge"
+    assert placed(policy, seen._replace(call=seen.call._replace(prompt_tokens=50))).tier == "edge"
 
 
 @given(low=st.integers(0, 2000), high=st.integers(0, 2000))
@@ -141,9 +141,10 @@ def test_a_higher_threshold_keeps_more_small(low: int, high: int) -> None:
         threshold: {
             request
             for request, task in enumerate(STUDY.tasks)
-            if prepared(PromptLength, STUDY, threshold_tokens=threshold)
-            .place(observation(ModelCall(task, 0, (), task.prompt_tokens, 40), request))
-            .tier == "cloud"
+            if placed(
+                prepared(PromptLength, STUDY, threshold_tokens=threshold),
+                observation(ModelCall(task, 0, (), task.prompt_tokens, 40), request),
+            ).tier == "cloud"
         }
         for threshold in (low, high)
     }  # fmt: skip

@@ -28,7 +28,7 @@ from sim.policies.learned import (
     out_of_fold_scores,
 )
 from tests.conftest import ROOT
-from tests.policies import decisions, modelled_study, observation, prepared, text_study
+from tests.policies import decisions, modelled_study, observation, placed, prepared, text_study
 from workloads.errors import InputError
 from workloads.task import Attachment, ModelCall, Task
 
@@ -165,9 +165,9 @@ def test_an_unseen_task_is_judged_too(router: type[RoutingPolicy]) -> None:
     policy = prepared(router, study)
     calls = [ModelCall(Task(f"new-{n}", prompt_tokens=n), 0, (), n, 4 * n) for n in (20, 20_000)]
     if router is EmbeddingRouter:
-        assert [policy.place(observation(call)).tier for call in calls] == ["edge", "cloud"]
-    assert [policy.place(observation(call)).tier for call in calls] == [
-        policy.place(observation(c)).tier for c in calls
+        assert [placed(policy, observation(call)).tier for call in calls] == ["edge", "cloud"]
+    assert [placed(policy, observation(call)).tier for call in calls] == [
+        placed(policy, observation(c)).tier for c in calls
     ]
 
 

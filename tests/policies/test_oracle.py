@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sim.policies import POLICIES
 from sim.policies.base import RoutingPolicy, Study
-from sim.policies.oracle import Choice, OracleCost, OracleSlmUsage, cheapest_plan, undominated
-from tests.policies import Decisions, decisions, modelled_study, observation, prepared, study_of
+from sim.policies.oracle import OracleCost, OracleSlmUsage
+from tests.policies import Decisions, decisions, modelled_study, observation, placed, prepared, study_of
 from workloads.agent import conversation_agent
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError, RecordingMiss
@@ -163,7 +163,7 @@ def test_an_unplanned_position_runs_small() -> None:
     study = tree_study({"a": {"t": (0.0, 9), "h": (1.0, 9)}})
     oracle = prepared(OracleSlmUsage, study, accuracy_share=1.0)
     calls = [ModelCall(study.tasks[0], position, (), 5, 20) for position in (0, 1)]
-    assert [oracle.place(observation(call)).tier for call in calls] == ["cloud", "edge"]
+    assert [placed(oracle, observation(call)).tier for call in calls] == ["cloud", "edge"]
 
 
 def test_recorded_requests_alone_can_be_planned() -> None:
@@ -225,39 +225,3 @@ def test_the_sweep_traces_a_frontier() -> None:
     assert [one.usage for one in usages] == sorted((one.usage for one in usages), reverse=True)
     assert [one.cost_usd for one in costs] == sorted(one.cost_usd for one in costs)
     assert usages[0].usage == pytest.approx(1.0)
-
-
-@given(
-    st.lists(
-        st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 5)).map(lambda pair: Choice(pair[0], pair[1], ())),
-        min_size=1,
-    )
-)  # fmt: skip
-def test_undominated_choices(choices: list[Choice]) -> None:
-    """What is kept rises in score and price, and everything else is matched or beaten by something kept."""
-    kept = undominated(iter(choices))
-    assert all(a.score < b.score and a.price < b.price for a, b in itertools.pairwise(kept))
-    assert all(any(k.score >= c.score and k.price <= c.price for k in kept) for c in choices)
-
-
-choice_lists = st.lists(
-    st.tuples(st.floats(0, 1), st.floats(0, 1e-4)).map(lambda pair: Choice(*pair, ())), min_size=1, max_size=4
-).map(lambda choices: undominated(iter(choices)))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(choice_lists, st.integers(1, 3)), min_size=1, max_size=5), st.floats(0, 1))
-def test_the_knapsack_equals_brute_force(drawn: list[tuple[list[Choice], int]], part: float) -> None:
-    """Any scores, however close, and prices as small as real ones: the plan is allowed and its price the least."""
-    choices, counts = [options for options, _ in drawn], [count for _, count in drawn]
-    target = part * math.fsum(count * options[-1].score for options, count in drawn)
-
-    def total(plan: Sequence[Choice], what: str) -> float:
-        return math.fsum(count * getattr(choice, what) for choice, count in zip(plan, counts, strict=True))
-
-    plan = cheapest_plan(choices, counts, target)
-    assert total(plan, "score") >= target - 1e-9
-    # Plans within 2e-6 of the target may be passed over: the solver cannot tell them from plans that miss it.
-    clear = [p for p in itertools.product(*choices) if total(p, "score") >= target + 2e-6]
-    least = min((total(p, "price") for p in clear), default=math.inf)
-    assert total(plan, "price") <= least + 1e-6 * max(choice.price for options in choices for choice in options)

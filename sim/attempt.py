@@ -1,0 +1,71 @@
+"""What one attempt at a subtask carries, weighs on the network and leaves in its row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sim.bandwidth import BYTES_PER_S_PER_MBPS
+from sim.network import Route
+from sim.policies.base import Placement
+from sim.server import OK, Job
+from workloads.errors import InputError, suggest
+from workloads.task import Completion, ModelCall, Task
+
+
+class Plan:
+    """What the attempts of one subtask hand on to each other.
+
+    `tool_s`, `waited_s` (for a decision somebody outside had to take) and `decision_s` are booked to the first attempt and
+    set to 0 after it.
+    """
+
+    __slots__ = (
+        "attempts", "call", "decision_s", "placement", "reason", "retry_after_s", "status", "tool_s", "waited_s",
+    )  # fmt: skip
+
+    def __init__(self, call: ModelCall, placement: Placement, waited_s: float, decision_s: float) -> None:
+        self.call, self.placement, self.reason = call, placement, placement.reason
+        self.tool_s, self.waited_s, self.decision_s = call.tool_s, waited_s, decision_s
+        self.attempts, self.status, self.retry_after_s = 0, OK, 0.0
+
+
+def wrong_placement(placement: Any, tiers: Iterable[str]) -> InputError:
+    """What is wrong with a policy's answer that names none of the tiers."""
+    if not isinstance(placement, Placement):
+        remedy = "place() returns a Placement, or an event that brings one"
+        return InputError("policy", f"place() returned {placement!r}", remedy)
+    problem = f"place() chose {placement.tier!r}, which is no tier"
+    return InputError("policy", problem, suggest(str(placement.tier), tiers))
+
+
+def attachment_bytes(task: Task, placement: Placement) -> int:
+    """Bytes of the attachments the placement uploads."""
+    if not task.attachments:
+        return 0
+    wanted = placement.modalities
+    return sum(a.size_bytes for a in task.attachments if wanted is None or a.name in wanted)
+
+
+def service_marks(job: Job, answer: Completion, now: float, *, tells_first_token: bool) -> tuple[float, float, float]:
+    """When service started, gave its first token and ended, as far as it got by `now`.
+
+    A server that tells when the first token comes and did not, never came that far: all its service was prefill. One that
+    knows service times only has the measured split of the answer, or none.
+    """
+    started = job.started_s if job.started_s <= now else now  # NaN compares false: never started
+    if job.first_token_s == job.first_token_s:
+        first_token = min(job.first_token_s, now)
+    elif tells_first_token:
+        first_token = now
+    elif answer.prefill_s == answer.prefill_s:
+        first_token = min(started + answer.prefill_s, now)
+    else:
+        first_token = started
+    return started, max(started, first_token), now
+
+
+def bytes_per_s(route: Route) -> float:
+    """The rate of a route's slowest hop now."""
+    slowest_mbps: float = min(link.rate_mbps for link in route.links)
+    return BYTES_PER_S_PER_MBPS * slowest_mbps

@@ -1,0 +1,443 @@
+"""Figures: what is drawn is what the tables say, labelled with units, whatever the run looks like."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import matplotlib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from sim.cost import LEDGER_ITEMS
+from sim.figures.cost import draw_ledger, item_name
+from sim.figures.families import Families, middle_row, mixing_row, representatives
+from sim.figures.frontier import draw_cost_frontier, draw_usage_frontier, hull_points
+from sim.figures.latency import answered_within, draw_latency_breakdown, draw_latency_distribution, mean_phases
+from sim.figures.load import count_over_time, draw_load, load_of_tier, time_edges
+from sim.figures.network import draw_variants
+from sim.figures.phases import PHASES, boundaries_s
+from sim.figures.style import money_unit, of_variant, one_line, save_figure, shorten, three_digits
+from sim.figures.timeline import attempts_of, choose_stories, draw_timeline
+from tests.made_up_run import POLICIES, Policy, Run, make_run
+
+ONE_POLICY = (Policy("my-policy", "my-policy", math.nan, 0.4),)
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """A run of one variant under all policies."""
+    return make_run()
+
+
+@pytest.fixture(scope="module")
+def swept() -> Run:
+    """A run of several variants with fewer policies."""
+    return make_run(("link=wired", "link=4g", "link=leo-satellite, rate_per_s=2.5"), POLICIES[:7], requests=40)
+
+
+def families_of(run: Run) -> Families:
+    return Families(run.summary, run.policies)
+
+
+def drawings(run: Run) -> dict[str, Callable[[], Figure]]:
+    """Every figure of a run."""
+    families, first = families_of(run), str(run.summary[0]["variant"])
+    chosen = str(mixing_row(run.tables, run.summary, families, first)["policy"])
+    seed = run.tables.seeds(first, chosen)[0]
+    return {
+        "frontier-cost": lambda: draw_cost_frontier(run.summary, families),
+        "frontier-usage": lambda: draw_usage_frontier(run.summary, families),
+        "latency": lambda: draw_latency_distribution(run.tables, run.summary, families, first),
+        "breakdown": lambda: draw_latency_breakdown(run.tables, run.summary, families, first),
+        "ledger": lambda: draw_ledger(run.summary, families, first),
+        "variants": lambda: draw_variants(run.summary, families),
+        "timeline": lambda: draw_timeline(run.tables, first, chosen, seed),
+        "load": lambda: draw_load(run.tables, first, chosen, seed),
+    }
+
+
+def drawn_lines(figure: Figure, panel: int = 0) -> dict[str, np.ndarray]:
+    """Points of the labelled lines of a panel by label."""
+    lines = figure.axes[panel].get_lines()
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in lines}
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+# ------------------------------------------------------------------------------------------------------------ all figures
+
+
+def test_every_axis_names_its_quantity_and_unit(run: Run) -> None:
+    """Each panel's lowest axis carries a label with a unit in brackets, and every figure has a title."""
+    units = ("(%)", "($)", "(m$", "(µ$", "(s)", "(% of", "(min)")
+    for name, draw in drawings(run).items():
+        figure = draw()
+        labels = [axes.get_xlabel() for axes in figure.axes if axes.get_visible()]
+        assert figure.get_suptitle(), name
+        assert labels[-1], name
+        assert all(any(unit in label for unit in units) for label in labels if label), (name, labels)
+
+
+def test_drawing_leaves_matplotlib_as_it_was(run: Run) -> None:
+    """No figure is registered with pyplot and no setting is changed."""
+    before = dict(matplotlib.rcParams)
+    for draw in drawings(run).values():
+        draw()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_no_words_overlap_or_leave_the_figure(run: Run, swept: Run) -> None:
+    """Titles, axis labels and legends stay inside each figure, and the legend stays clear of the axes."""
+    for one in (run, swept):
+        for name, draw in drawings(one).items():
+            figure = draw()
+            figure.draw_without_rendering()
+            frame = figure.bbox
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert box.x0 >= -1, name
+            assert box.x1 <= frame.x1 + 1, name
+            assert figure._suptitle.get_window_extent().x1 <= frame.x1 + 1, name
+            for axes in (axes for axes in figure.axes if axes.get_visible()):
+                tight = axes.get_tightbbox()
+                assert tight.x0 >= -1, name
+                assert tight.x1 <= frame.x1 + 1, name
+                assert tight.y0 >= box.y1 - 1, name
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        make_run(policies=ONE_POLICY, seeds=(1,), requests=8),
+        make_run(policies=ONE_POLICY, seeds=(1,), requests=1),
+        make_run(policies=POLICIES[:2], seeds=(1, 2), requests=8, endless_slots=True),
+        make_run(tuple(f"rate={i}" for i in range(14)), POLICIES[:3], seeds=(1,), requests=6),
+    ],
+    ids=["one-policy-one-seed", "one-request", "pure-policies", "many-variants"],
+)
+def test_unusual_runs_are_drawn_without_a_warning(odd: Run, tmp_path) -> None:
+    """One policy, one seed, one request or many variants: figures come out, and nothing warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, draw in drawings(odd).items():
+            assert save_figure(draw(), tmp_path, name).startswith(b"\x89PNG"), name
+
+
+def test_numbers_that_were_not_measured_are_left_out(run: Run, tmp_path) -> None:
+    """Null and NaN in the summary leave gaps, not crashes and not zeros."""
+    hollow = [dict(row) for row in run.summary]
+    for row in hollow[::2]:
+        row |= dict.fromkeys(("accuracy", "cost_usd", "latency_p50_s", "slm_usage", "accuracy_lo"))
+    hollow[1] |= {"cost_usd": math.nan, "latency_p95_s": math.inf}
+    families = Families(hollow, run.policies)
+    figures = {"a": draw_cost_frontier(hollow, families), "b": draw_ledger(hollow, families, "base")}
+    figures |= {"c": draw_variants(hollow, families), "d": draw_usage_frontier(hollow, families)}
+    for name, figure in figures.items():
+        save_figure(figure, tmp_path, name)
+    points = np.concatenate([xy for label, xy in drawn_lines(figures["a"]).items() if label in families.names])
+    assert len(points) == len(hollow) - len(hollow[::2]) - 1
+
+
+def test_same_figure_is_the_same_file(run: Run, tmp_path) -> None:
+    """Drawing twice gives byte-identical PNG and SVG, and no partial file stays behind."""
+    for folder in ("first", "second"):
+        save_figure(draw_ledger(run.summary, families_of(run), "base"), tmp_path / folder, "ledger")
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"first/ledger.{kind}").read_bytes() == (tmp_path / f"second/ledger.{kind}").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["ledger.png", "ledger.svg"]
+
+
+def test_names_are_text_and_never_formulas(tmp_path) -> None:
+    """Dollar signs, markup, line breaks and a leading underscore in names are drawn as they are."""
+    odd = make_run(
+        ("_$x^$ <b>\n</b>", "日本 \\frac{1}{2}$"), (Policy("_a$b$_", "all-slm", math.nan, 0.3), *ONE_POLICY), requests=8
+    )
+    for name, draw in drawings(odd).items():
+        save_figure(draw(), tmp_path, name)
+    assert " _a$b$_" in legend_texts(drawings(odd)["latency"]())
+
+
+# --------------------------------------------------------------------------------------------------------------- frontier
+
+
+def test_frontier_points_are_the_summarys(run: Run) -> None:
+    """Every family is in the legend, its curve runs through its rows by knob, in % and the axis's unit of money."""
+    families, unit = families_of(run), money_unit(row["cost_usd"] for row in run.summary)
+    figure = draw_cost_frontier(run.summary, families)
+    lines = drawn_lines(figure)
+    for name in families.names:
+        label = f"{name} (not deployable)" if families.is_oracle(name) else name
+        rows = sorted((row for row in run.summary if row["family"] == name), key=lambda row: row["knob"] or 0)
+        expected = [(row["cost_usd"] * unit.factor, row["accuracy"] * 100) for row in rows]
+        np.testing.assert_allclose(lines[label], expected)
+        assert label in legend_texts(figure)
+    assert f"({unit.label})" in figure.axes[0].get_xlabel()
+
+
+def test_frontier_error_bars_span_the_intervals(run: Run) -> None:
+    """Each point carries a horizontal and a vertical bar from its lower to its upper bound."""
+    figure = draw_cost_frontier(run.summary, families_of(run))
+    unit = money_unit(row["cost_usd"] for row in run.summary)
+    drawn = {
+        tuple(np.round(segment.ravel(), 9)) for bars in figure.axes[0].collections for segment in bars.get_segments()
+    }
+    for row in run.summary:
+        x, y = row["cost_usd"] * unit.factor, row["accuracy"] * 100
+        horizontal = (row["cost_usd_lo"] * unit.factor, y, row["cost_usd_hi"] * unit.factor, y)
+        vertical = (x, row["accuracy_lo"] * 100, x, row["accuracy_hi"] * 100)
+        assert tuple(np.round(horizontal, 9)) in drawn
+        assert tuple(np.round(vertical, 9)) in drawn
+
+
+@given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1)), min_size=1, max_size=12), st.booleans())
+def test_hull_lies_above_all_points(points: list[tuple[float, float]], more_is_better: bool) -> None:
+    """At no point's cost is the hull below its accuracy, in either direction of the x axis."""
+    x, y = np.array(points).T
+    hull_x, hull_y = hull_points(x, y, more_is_better=more_is_better)
+    cost, hull_cost = (x.max() - x, x.max() - hull_x) if more_is_better else (x, hull_x)
+    assert np.all(np.interp(cost, hull_cost, hull_y) >= y - 1e-9)
+    assert np.all(np.diff(hull_y) > 0)
+
+
+def test_oracles_stay_outside_the_hull(run: Run) -> None:
+    """The hull joins deployable policies only, oracles are dashed, and the coin joins the two models."""
+    families = families_of(run)
+    figure = draw_cost_frontier(run.summary, families)
+    lines = drawn_lines(figure)
+    hull = lines["best mixes of deployable policies (hull)"]
+    deployable = np.concatenate([xy for label, xy in lines.items() if label in families.names])
+    assert all(any(np.allclose(vertex, point) for point in deployable) for vertex in hull)
+    oracle = lines["oracle-cost (not deployable)"]
+    assert np.any(oracle[:, 1] > np.interp(oracle[:, 0], hull[:, 0], hull[:, 1]))
+    (dashed,) = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
+    assert dashed.get_label() == "oracle-cost (not deployable)"
+    np.testing.assert_allclose(
+        lines["a coin per request: All-SLM or All-LLM"], [lines["all-slm"][0], lines["all-llm"][0]]
+    )
+
+
+def test_models_are_labelled_at_their_points(run: Run) -> None:
+    """All-SLM and All-LLM are written beside their points."""
+    figure = draw_usage_frontier(run.summary, families_of(run))
+    found = {text.get_text(): text.xy for text in figure.axes[0].texts}
+    assert found["All-SLM"][0] == pytest.approx(100)
+    assert found["All-LLM"][0] == pytest.approx(0)
+
+
+def test_each_variant_has_its_panel(swept: Run) -> None:
+    """Small multiples share their axes and hold their own variant's points; more than six say so."""
+    families = families_of(swept)
+    figure = draw_cost_frontier(swept.summary, families)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["link=wired", "link=4g", "link=leo-satellite, rate_per_s=2.5"]
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    for panel, variant in enumerate(dict.fromkeys(row["variant"] for row in swept.summary)):
+        (row,) = [row for row in of_variant(swept.summary, variant) if row["policy"] == "all-llm"]
+        assert drawn_lines(figure, panel)["all-llm"][0][1] == pytest.approx(row["accuracy"] * 100)
+    many = [row | {"variant": f"v{i}"} for i in range(8) for row in swept.summary[:3]]
+    crowded = draw_cost_frontier(many, families)
+    assert "first 6 of 8 variants" in " ".join(crowded.get_suptitle().split())
+
+
+# ---------------------------------------------------------------------------------------------------- latency and ledger
+
+
+def test_distribution_ends_at_the_share_that_was_answered(run: Run) -> None:
+    """The curve is the share of all requests completed within a time: those given up never count as answered."""
+    own = run.tables.of_policy("base", "all-slm")
+    seconds, share = answered_within(own)
+    completed = own["status"] == "completed"
+    assert share[-1] == pytest.approx(completed.mean())
+    for time_s in (5.0, 10.0, 20.0):
+        expected = (own["latency_s"][completed] <= time_s).sum() / len(completed)
+        assert share[np.searchsorted(seconds, time_s, side="right") - 1] == pytest.approx(expected)
+
+
+def test_thinned_distribution_keeps_its_shape() -> None:
+    """A long table is drawn with at most 800 steps, none of them off the curve."""
+    rng = np.random.default_rng(4)
+    requests = {"latency_s": rng.exponential(1.0, 50_000), "status": np.full(50_000, "completed", object)}
+    seconds, share = answered_within(requests)
+    assert len(seconds) <= 800
+    exact = np.searchsorted(np.sort(requests["latency_s"]), seconds, side="right") / 50_000
+    np.testing.assert_allclose(share, exact)
+    assert (seconds[0], seconds[-1]) == (requests["latency_s"].min(), requests["latency_s"].max())
+
+
+def test_breakdown_adds_up_to_the_mean_latency(run: Run) -> None:
+    """The phases of a request, last tool included, sum to its latency, and the bars are as long."""
+    figure = draw_latency_breakdown(run.tables, run.summary, families_of(run), "base")
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    for place, policy in enumerate(shown):
+        expected = run.tables.of_policy("base", policy)["latency_s"].mean()
+        assert sum(mean_phases(run.tables, "base", policy).values()) == pytest.approx(expected)
+        bars = [bar for bar in figure.axes[0].patches if bar.get_y() < place < bar.get_y() + bar.get_height()]
+        assert sum(bar.get_width() for bar in bars) == pytest.approx(expected)
+
+
+def test_breakdown_leaves_out_the_warm_up(run: Run) -> None:
+    """Attempts of requests that are not in the request table count nothing."""
+    own = run.tables.requests
+    late = {name: column[own["request"] >= 60] for name, column in own.items()}
+    trimmed = run.tables._replace(requests=late)
+    expected = trimmed.of_policy("base", "all-llm")["latency_s"].mean()
+    assert sum(mean_phases(trimmed, "base", "all-llm").values()) == pytest.approx(expected)
+
+
+def test_ledger_bars_are_the_summarys_items(run: Run) -> None:
+    """Each bar's parts are the items' means in the axis's unit; items that nobody pays are not in the legend."""
+    figure = draw_ledger(run.summary, families_of(run), "base")
+    unit = money_unit(row["cost_usd"] for row in run.summary)
+    axes = figure.axes[0]
+    for container in axes.containers:
+        (item,) = [i for i in (*LEDGER_ITEMS, "sla_usd") if item_name(i) == container.get_label()]
+        expected = [row[item] * unit.factor for row in run.summary]
+        np.testing.assert_allclose([bar.get_width() for bar in container], expected, atol=1e-12)
+    assert set(legend_texts(figure)) == {
+        "API input",
+        "API cached input",
+        "API output",
+        "electricity",
+        "hardware",
+        "SLA penalty",
+    }
+
+
+def test_variants_are_drawn_at_their_numbers(swept: Run) -> None:
+    """Each policy's dots are its summary rows of every variant, in the order of the variants."""
+    figure = draw_variants(swept.summary, families_of(swept))
+    for panel, (key, factor) in enumerate(
+        (("accuracy", 100), ("cost_usd", 1e3), ("latency_p50_s", 1), ("latency_p95_s", 1))
+    ):
+        lines = drawn_lines(figure, panel)
+        for policy in legend_texts(figure):
+            rows = [row for row in swept.summary if row["policy"] == policy]
+            np.testing.assert_allclose(lines[policy][:, 0], [row[key] * factor for row in rows])
+
+
+# ------------------------------------------------------------------------------------------------------ timeline and load
+
+
+def test_timeline_bars_fill_each_request(run: Run) -> None:
+    """The bars of a request lie end to end from its arrival to its end."""
+    requests, subtasks = run.tables.of_cell("base", "random p=0.4", 1), run.tables.subtasks("base", "random p=0.4", 1)
+    figure = draw_timeline(run.tables, "base", "random p=0.4", 1)
+    stories = choose_stories(requests, subtasks)
+    assert 1 < len(stories) <= 5
+    assert len({story.request for story in stories}) == len(stories)
+    for axes, story in zip(figure.axes, stories, strict=True):
+        bars = sorted((bar.get_x(), bar.get_width()) for bar in axes.patches if isinstance(bar, Rectangle))
+        latency_s = requests["latency_s"][requests["request"] == story.request][0]
+        assert sum(width for _, width in bars) == pytest.approx(latency_s)
+        starts, widths = np.array(bars).T
+        np.testing.assert_allclose(starts, np.concatenate(([0.0], np.cumsum(widths)[:-1])), atol=1e-6)
+
+
+def test_timeline_hatches_failed_attempts(run: Run) -> None:
+    """A rejected attempt is hatched, and the figure says what that means."""
+    figure = draw_timeline(run.tables, "base", "all-llm", 1)
+    assert any(bar.get_hatch() for axes in figure.axes for bar in axes.patches)
+    assert "failed attempt" in legend_texts(figure)
+    calm = draw_timeline(run.tables, "base", "all-slm", 1)
+    assert not any(bar.get_hatch() for axes in calm.axes for bar in axes.patches)
+
+
+def test_phases_end_where_the_attempt_ends(run: Run) -> None:
+    """Boundaries run from `start_s` to `end_s`, one attempt after the other."""
+    subtasks = run.tables.subtasks("base", "all-llm", 2)
+    marks = boundaries_s(subtasks)
+    assert marks.shape[1] == len(PHASES) + 1
+    np.testing.assert_allclose(marks[:, -1], subtasks["end_s"])
+    own = boundaries_s(attempts_of(subtasks, 3))
+    np.testing.assert_allclose(own[1:, 0], own[:-1, -1])
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 9.9), st.floats(0, 5)), max_size=25).map(
+        lambda spans: [(start, min(10.0, start + length)) for start, length in spans]
+    ),
+    st.integers(1, 12),
+)
+@settings(max_examples=60)
+def test_count_over_time_is_exact(spans: list[tuple[float, float]], bins: int) -> None:
+    """The mean of a bin is the covered time over its width; the highest is what a dense look at every moment finds."""
+    start, end = (np.array([span[i] for span in spans]) for i in (0, 1))
+    edges = np.linspace(0, 10, bins + 1)
+    found = count_over_time(start, end, edges)
+    for number, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        covered = np.maximum(0, np.minimum(end, right) - np.maximum(start, left)).sum()
+        assert found.mean[number] == pytest.approx(covered / (right - left), abs=1e-9)
+        moments = [left, *(moment for moment in start if left <= moment < right)]
+        highest = max(int(((start <= moment) & (moment < end)).sum()) for moment in moments)
+        assert found.highest[number] == highest
+
+
+def test_load_adds_up_to_the_attempts(run: Run) -> None:
+    """Busy and waiting time integrated over the bins are the sums of service and queueing at each tier."""
+    subtasks = run.tables.subtasks("base", "random p=0.6", 3)
+    edges = time_edges(subtasks)
+    for tier in (0, 1):
+        serving, waiting = load_of_tier(subtasks, tier, edges)
+        here = subtasks["tier"] == tier
+        assert serving.mean @ np.diff(edges) == pytest.approx(
+            (subtasks["prefill_s"] + subtasks["decode_s"])[here].sum()
+        )
+        assert waiting.mean @ np.diff(edges) == pytest.approx(subtasks["queue_s"][here].sum())
+
+
+def test_tiers_without_limit_show_counts(run: Run) -> None:
+    """Where slots are infinite the panel counts requests in service instead of a share."""
+    endless = make_run(policies=POLICIES[:2], seeds=(1,), requests=20, endless_slots=True)
+    labels = [axes.get_ylabel() for axes in draw_load(endless.tables, "base", "all-llm", 1).axes]
+    assert labels == ["busy (%)", "requests", "requests", "requests"]
+
+
+# --------------------------------------------------------------------------------------------------- who and how to show
+
+
+def test_representatives_keep_both_models_and_an_oracle() -> None:
+    """With more than six families, All-SLM, All-LLM and an oracle stay and no family appears twice."""
+    own = tuple(Policy(f"mine-{i}", f"mine-{i}", math.nan, 0.1 * i) for i in range(1, 7))
+    run = make_run(policies=(*POLICIES, *own), seeds=(1,), requests=10)
+    shown = [row["family"] for row in representatives(run.summary, families_of(run), "base")]
+    assert len(shown) == 6
+    assert {"all-slm", "all-llm", "oracle-cost"} < set(shown)
+    assert len(set(shown)) == 6
+
+
+def test_the_middle_of_a_family_mixes_the_models() -> None:
+    """A family is shown at half its range of SLM usage, not at the middle of its list of knobs."""
+    rows = [{"knob": knob, "slm_usage": usage} for knob, usage in ((1, 1.0), (2, 1.0), (3, 1.0), (4, 0.55), (5, 0.0))]
+    assert middle_row(rows)["knob"] == 4
+    assert middle_row([{"knob": knob, "slm_usage": None} for knob in (3, 1, 2)])["knob"] == 2
+
+
+def test_labels_hide_no_oracle() -> None:
+    """A family is an oracle or a yardstick by its policy, whatever its label says."""
+    summary = [{"family": name, "policy": name, "variant": "base"} for name in ("mine", "oracle-like", "all-llm")]
+    families = Families(summary, {"mine": "oracle-cost", "oracle-like": "random"})
+    assert [families.is_oracle(name) for name in families.names] == [True, False, False]
+    assert families.is_yardstick("oracle-like")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.05219, "0.0522"), (1.4, "1.40"), (110.4, "110"), (12345.6, "12,346"), (0.0, "0")]
+)
+def test_totals_show_three_digits(value: float, text: str) -> None:
+    """Three digits, no exponent, no lost zeros."""
+    assert three_digits(value) == text
+
+
+def test_long_names_keep_both_ends() -> None:
+    """A long name is shortened in its middle, control characters and line breaks go."""
+    assert shorten("embedding-router(large_share=0.25)", 20) == "embedding-rou…=0.25)"
+    assert len(shorten("x" * 500, 40)) == 40
+    assert one_line("a\n\tb\x00c") == "a b c"
