@@ -111,6 +111,7 @@ class CloudEndpoint(SlotServer):
         self._ttft_draws, self._rate_draws = draws
         self._requests = None if rpm is None else TokenBucket(rpm)
         self._tokens = None if tpm is None else TokenBucket(tpm)
+        self._rate_limits = rpm is not None or tpm is not None
 
     def set_up(self, up: bool) -> None:
         """Start (False) or end (True) an outage."""
@@ -127,10 +128,9 @@ class CloudEndpoint(SlotServer):
         tokens = job.prompt_tokens + job.output_tokens
         if self._tokens is not None and tokens > self._tokens.capacity:
             return self._dismiss(job, OVERSIZED)
-        retry_after_s = 0.0
+        retry_after_s = self._rate_limited_s(tokens) if self._rate_limits else 0.0
         if self.running >= self.slots and not self.queue_when_full:
-            retry_after_s = self._next_finish_s()
-        retry_after_s = max(retry_after_s, self._rate_limited_s(tokens))
+            retry_after_s = max(retry_after_s, self._next_finish_s())
         if retry_after_s > 0.0:
             job.retry_after_s = retry_after_s
             return self._dismiss(job, REJECTED)
@@ -142,7 +142,8 @@ class CloudEndpoint(SlotServer):
 
     def estimate_wait_s(self) -> float:
         """The longest of: the line in front, one request's and one token's wait for the rate limits."""
-        return max(super().estimate_wait_s(), self._rate_limited_s(1.0))
+        line_s = super().estimate_wait_s()
+        return max(line_s, self._rate_limited_s(1.0)) if self._rate_limits else line_s
 
     def _rate_limited_s(self, tokens: float) -> float:
         wait_s = 0.0

@@ -45,6 +45,7 @@ class Fleet:
         self.name, self.servers, self.balancer = name, tuple(servers), balancer
         self.affinity_slack = affinity_slack
         self._draws = draws
+        self._single = self.servers[0] if len(self.servers) == 1 else None  # nothing to choose, for speed
         self._turn = 0  # the replica that goes first in the next round or tie
         self._homes: OrderedDict[Hashable, int] = OrderedDict()
 
@@ -70,6 +71,8 @@ class Fleet:
 
     def submit(self, job: Job) -> Event:
         """Give the job to a replica and note which in `job.replica`; returns `job.done`."""
+        if self._single is not None:
+            return self._single.submit(job)
         replica = self._pick(job)
         if replica is None:
             replica = 0  # any of them says `unavailable`

@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from simpy import Environment, Event
-from simpy.events import NORMAL, PENDING
+from simpy.events import NORMAL
 
 from sim.bandwidth import BYTES_PER_S_PER_MBPS, Capacity, ConstantCapacity
 from sim.draws import CommonDraws
@@ -101,11 +101,11 @@ class Link:
         if not isinstance(event, Transfer) or event.processed or event.cancelled:
             return
         now = self._env.now
+        event.give_up()
         if event.departs_s == _INF:
             self._advance(now)
             self._bytes -= event.finish_tag - self._virtual_bytes
-            event.cancelled = True  # in the heap too, until it comes to the top
-            self._sharers -= 1
+            self._sharers -= 1  # it stays in the heap until it comes to the top
             self._settle(now)
         elif event.departs_s > now:
             self._sending.remove(event)
@@ -114,9 +114,6 @@ class Link:
             self._busy_s -= self._clock_s - max(now, until_s)
             self._clock_s = max(now, until_s)
             self._free_from_s = now if self.shared else -_INF
-        event.cancelled = True
-        event.hold()
-        event._value = PENDING
 
     def set_up(self, up: bool) -> None:
         """Begin or end an outage: transfers under way stall, keep what they have sent, and go on afterwards."""

@@ -137,7 +137,8 @@ class RequestProcess:
         if not (isinstance(placement, Placement) and placement.tier in world.tiers):
             raise wrong_placement(placement, world.tiers)
         first = world.tiers[placement.tier]
-        plan = Plan(call, placement, waited_s, world.policy.options.decision_s)
+        decision_s = world.policy.options.decision_s if placement.decided else 0.0
+        plan = Plan(call, placement, waited_s, decision_s)
         for tier in (first, *first.fall_backs) if world.client.fail_over else (first,):
             for retry in range(world.client.retries + 1):
                 completion = yield from self._attempt(plan, tier, retry)
@@ -280,4 +281,6 @@ class RequestProcess:
 def _raise_failure(process: Event) -> None:
     """Stop the simulation with the very error a request met; SimPy would make a new one of its class and might fail to."""
     if not process.ok:
-        raise process.value
+        error = process.value
+        assert isinstance(error, BaseException)
+        raise error

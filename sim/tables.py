@@ -44,6 +44,11 @@ def summary_table(summary: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def add_plain_row(table: Table, *cells: object) -> None:
+    """A row of text as it is: rich would take `[red]` and `:100:` in a user's own names for its markup."""
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
 def _accuracy(row: Mapping[str, Any]) -> str:
     value, lo, hi = row["accuracy"], row["accuracy_lo"], row["accuracy_hi"]
     half = "" if value is None or lo is None or hi is None else f" ±{100 * (hi - lo) / 2:4.1f}"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from simpy import Environment, Event
-from simpy.events import NORMAL
+from simpy.events import NORMAL, PENDING
 
 
 class Transfer(Event):
@@ -37,6 +37,15 @@ class Transfer(Event):
     def hold(self) -> None:
         """Forget when the last byte leaves."""
         self.departs_s = math.inf
+        self._disarm()
+
+    def give_up(self) -> None:
+        """Never happen. `departs_s` stays: what has left already is no longer under way."""
+        self.cancelled = True
+        self._value = PENDING
+        self._disarm()
+
+    def _disarm(self) -> None:
         if self._queued and not self._waiters:
             self._waiters = self.callbacks
             self.callbacks.insert(0, Transfer._come_early)
@@ -52,5 +61,5 @@ class Transfer(Event):
         waiters, self._waiters, self._queued = self._waiters, [], False
         self.callbacks = waiters[1:]
         waiters.clear()
-        if self.departs_s < math.inf:
+        if self.departs_s < math.inf and not self.cancelled:
             self.depart(self.departs_s)

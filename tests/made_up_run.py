@@ -88,18 +88,11 @@ def make_run(
         "policies": (*families,), "seeds": seeds,
     })  # fmt: skip
     manifest = {
-        "run_id": "20260105-101500-3f2a",
-        "created": "2026-01-05T10:15:00+00:00",
-        "versions": {"isthmus": "0.1.0", "numpy": "2.4.1"},
-    }
+        "run_id": "3f2a9c0d1e4b", "created": "2026-01-05T10:15:00+00:00", "isthmus": "0.1.0", "packages": {"numpy": "2.4.1"},
+        "wall_s": 12.3, "seeds": list(seeds),
+    }  # fmt: skip
     frontier = {variant: {family: _metrics(i) for i, family in enumerate(families)} for variant in variants}
-    return Run(
-        tables,
-        summary,
-        frontier,
-        scenario.model_copy(update={"name": name}),
-        manifest | {"wall_s": 12.3, "seeds": list(seeds)},
-    )
+    return Run(tables, summary, frontier, scenario.model_copy(update={"name": name}), manifest)
 
 
 def _cell(policy: Policy, seed: int, requests: int, slowness: float) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -189,15 +189,26 @@ def test_cancelling_the_only_transfer_leaves_the_link_idle() -> None:
 
 
 def test_cancelling_what_is_only_propagating_frees_nothing() -> None:
-    """Its bytes are spent, it never arrives; cancelling what has arrived changes nothing."""
+    """Its bytes are spent, it never arrives, and those who share afterwards do not share with it."""
+    env = Environment()
+    link = link_of(env, propagation_s=2)
+    alone = link.transfer(MB, 0, 0)
+    at(env, 1.5, lambda: link.cancel(alone))
+    assert rounded(play(env, link, [(2.0, MB), (2.0, MB)])) == [(0, 6.0), (1, 6.0)]
+    assert (alone.processed, link.active) == (False, 0)
+    assert (link.bytes_sent, link.busy_s) == pytest.approx((3 * MB, 3.0))
+
+
+def test_cancelling_what_has_arrived_changes_nothing() -> None:
+    """Of two that shared, one is cancelled on its last stretch, the other after it came."""
     env = Environment()
     link = link_of(env, propagation_s=2)
     first, second = link.transfer(MB, 0, 0), link.transfer(MB, 1, 0)
     at(env, 3.0, lambda: link.cancel(first))
     at(env, 9.0, lambda: link.cancel(second))
-    env.run()
+    assert rounded(play(env, link, [(3.0, MB)])) == [(0, 6.0)]
     assert (first.processed, second.processed) == (False, True)
-    assert link.bytes_sent == pytest.approx(2 * MB)
+    assert link.bytes_sent == pytest.approx(3 * MB)
 
 
 def test_the_longest_of_several_unshared_transfers_may_be_cancelled() -> None:

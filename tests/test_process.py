@@ -274,6 +274,15 @@ def test_a_timeout_frees_link_and_server(phase: str, kind: str) -> None:
     assert phases(mine) == phases(same)
 
 
+def test_a_timeout_after_the_last_byte_left_frees_the_link() -> None:
+    """An upload cut short while its last byte is under way takes no share from the two that come together after it."""
+    world = scenario({"edge": slots(slots=3)}, links=(HOME_EDGE,), client={"timeout_s": 0.55, "stream": False})
+    late = [task(Step(upload_bytes=100_000))] * 2
+    records = run(world, [task(), *late], always("edge"), [0.0, 1.0, 1.0])
+    assert attempts_of(records, 0)[0]["uplink_s"] == pytest.approx(0.55)
+    assert records.subtasks["uplink_s"][1:].tolist() == pytest.approx([0.3, 0.3])
+
+
 # ------------------------------------------------------------------------------------------- retries, fail-over, refusals
 
 

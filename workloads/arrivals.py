@@ -51,20 +51,23 @@ def mmpp(
 def diurnal(count: int, rate_per_s: float, period_s: float, amplitude: float, rng: np.random.Generator) -> Times:
     """Poisson with rate `rate_per_s * (1 + amplitude * sin(2 pi t / period_s))`, by time change of a unit-rate process.
 
-    The integrated rate is inverted by Newton's method, safeguarded by its bounds.
+    The integrated rate is inverted by Newton's method, safeguarded by its bounds; each time stops at its own precision, so
+    that it does not depend on how many there are.
     """
     goals = np.cumsum(rng.exponential(1.0, count)) / rate_per_s
     omega = 2 * math.pi / period_s
     swing = amplitude / omega
     low, high = goals - 2 * swing, goals + 0.0
     times = goals.copy()
+    open_ = np.ones(count, dtype=np.bool_)
     for _ in range(60):
         excess = times + swing * (1 - np.cos(omega * times)) - goals
         high = np.where(excess > 0, np.minimum(high, times), high)
         low = np.where(excess <= 0, np.maximum(low, times), low)
         newton = times - excess / np.maximum(1 + amplitude * np.sin(omega * times), 1e-9)
-        step = np.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        if np.max(np.abs(step - times)) < 1e-12 * max(1.0, float(goals[-1])):
+        step = np.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+        open_ &= np.abs(step - times) >= 1e-14 * np.maximum(1.0, goals)
+        if not open_.any():
             break
-        times = step
+        times = np.where(open_, step, times)
     return np.maximum.accumulate(times)

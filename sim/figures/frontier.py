@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from sim.figures.style import (
     Summary,
     Unit,
     interval_arms,
+    lay_out,
     legend_below,
     money_unit,
     new_figure,
@@ -97,7 +99,7 @@ def _draw(title: str, plane: _Plane, summary: Summary, families: Families) -> Fi
     for axes, variant in zip(panels, shown, strict=False):
         _panel(axes, of_variant(summary, variant), families, plane)
         if len(shown) > 1:
-            axes.set_title(shorten(variant, 100 // columns), loc="left")
+            axes.set_title(textwrap.fill(shorten(variant, 180 // columns), 96 // columns), loc="left")
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(shown) - columns) : len(shown)]:  # the lowest visible panel of each column
@@ -112,7 +114,7 @@ def _draw(title: str, plane: _Plane, summary: Summary, families: Families) -> Fi
             str(line.get_label()): line for line in axes.get_lines() if not str(line.get_label()).startswith("_")
         }
     legend_below(figure, list(handles.values()))
-    figure.draw_without_rendering()  # positions of points are known only after layout
+    lay_out(figure)  # positions of points are known only after layout
     for axes, variant in zip(panels, shown, strict=False):
         _label_models(axes, of_variant(summary, variant), families, plane)
     return figure

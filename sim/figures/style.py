@@ -101,24 +101,24 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
     """Write `name`.png and `name`.svg, each atomically; returns the bytes of the PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, dict[str, Any]] = {"svg": {"Date": None, "Creator": "Isthmus"}, "png": {"Software": None}}
-    _settle(figure)
+    if figure.get_layout_engine() is not None:
+        lay_out(figure)
+        figure.set_layout_engine("none")  # for good: both files look the same, and nothing is computed twice
     for kind in ("svg", "png"):
         partial = folder / f".{name}.{os.getpid()}.{kind}"
         with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            # A name in a script that the font lacks is drawn as boxes; the report spells it out in HTML.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata[kind])
         os.replace(partial, folder / f"{name}.{kind}")
     return (folder / f"{name}.png").read_bytes()
 
 
-def _settle(figure: Figure) -> None:
-    """Lay the figure out once and for all: both files look the same, and nothing is computed twice."""
-    if figure.get_layout_engine() is not None:
-        with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, as if drawn."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the report spells it out in HTML.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.draw_without_rendering()
 
 
 class Unit(NamedTuple):

@@ -20,11 +20,15 @@ from workloads.task import ModelCall, Task
 
 
 class Placement(NamedTuple):
-    """Where a subtask runs, why, and which attachments go along (None = all of them)."""
+    """Where a subtask runs, why, and which attachments go along (None = all of them).
+
+    `decided` is False where an earlier decision of the same request is only repeated, which takes no decision time.
+    """
 
     tier: str
     reason: str = ""
     modalities: tuple[str, ...] | None = None
+    decided: bool = True
 
 
 class TierView(NamedTuple):

@@ -16,12 +16,12 @@ from workloads.errors import InputError, suggest
 class Placements(dict[str, Placement]):
     """One placement per tier with the same reason, made on first use: nothing is built where every subtask passes."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, decided: bool = True) -> None:
         super().__init__()
-        self._reason = reason
+        self._reason, self._decided = reason, decided
 
     def __missing__(self, tier: str) -> Placement:
-        placement = self[tier] = Placement(tier, self._reason)
+        placement = self[tier] = Placement(tier, self._reason, decided=self._decided)
         return placement
 
 

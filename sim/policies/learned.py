@@ -36,9 +36,10 @@ def logistic_regression(features: FloatArray, good: BoolArray) -> Predictor:
     if good.all() or not good.any():  # one outcome only: nothing to fit
         return lambda asked: np.full(len(asked), float(good[0]))
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    # Newton's method ends so close to the optimum that the order of additions (the number of threads) does not show.
-    model = LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(features, good)
+    with threadpool_limits(1):  # one thread always adds in the same order
+        model = LogisticRegression(max_iter=1000).fit(features, good)
 
     def predict(asked: FloatArray) -> FloatArray:
         odds: FloatArray = asked @ model.coef_[0] + model.intercept_[0]
@@ -157,6 +158,7 @@ class LearnedRouter(RoutingPolicy):
         self.scores: dict[str, float] = {}
         self._large: dict[str, bool] = {}
         self._placements = Placements(self.name)
+        self._repeated = Placements(self.name, decided=False)  # later steps go where the first went
         self._judge: Callable[[Task], bool] | None = None
 
     def learner(self) -> Learner:
@@ -213,7 +215,8 @@ class LearnedRouter(RoutingPolicy):
             if self._judge is None:
                 raise InputError(f"policy {self.name!r}", "was asked before it had learned", "Call `prepare` first.")
             large = self._large[task.id] = self._judge(task)
-        return self._placements[seen.large if large else seen.small]
+        placements = self._repeated if seen.call.position else self._placements
+        return placements[seen.large if large else seen.small]
 
     def _nothing_to_learn(self, problem: str) -> InputError:
         remedy = "Give it two or more tasks that differ in their text or length, or use `random` or `fixed`."

@@ -1,0 +1,61 @@
+"""Mistakes on the command line."""
+
+from __future__ import annotations
+
+import json
+
+from tests.bad_inputs import BASE, SCENARIO, Case, command, setting
+
+_ROWS = [{"variant": "base", "policy": "all-slm", "family": "all-slm", "accuracy": 0.5, "cost_usd": None}]
+_RUN = {"run/manifest.json": "{}", "run/summary.json": json.dumps(_ROWS)}
+
+CASES: list[Case] = [
+    setting("--set without =", "--set", "workload.requests", says=("--set workload.requests", "no '='", "path=value")),
+    setting("--set without a path", "--set", "=5", says=("--set =5", "not a path")),
+    setting("--set with a gap in the path", "--set", "workload..requests=5", says=("--set workload..requests=5", "not a path")),
+    setting("--set of an unknown field", "--set", "workload.request=5", says=("--set workload.request=5", "Did you mean 'requests'")),
+    setting("--set of an unknown section", "--set", "wrkload.requests=5", says=("--set wrkload.requests=5", "'workload'")),
+    setting("--set of an unknown tier", "--set", "tiers.egde.replicas=2", says=("--set tiers.egde", "no tier 'egde'", "'edge'")),
+    setting("--set into a number", "--set", "workload.requests.x=5", says=("--set workload.requests.x=5", "is 20, which has no fields")),
+    setting("--set into a name", "--set", "name.x=5", says=("--set name.x=5", "is 'base', which has no fields")),
+    setting("--set of an entry that is not there", "--set", "links.2.link=wifi", says=("--set links.2.link", "no entry '2'", "0 to 1")),
+    setting("--set with a word for an index", "--set", "links.first.link=wifi", says=("links has no entry 'first'", "0 to 1")),
+    setting("--set of a last entry that is not there", "--set", "seeds.1=5", says=("--set seeds.1=5", "no entry '1'", "0 to 0")),
+    setting("--set of the wrong type", "--set", "workload.requests=many", says=("--set workload.requests=many:", "'many'", "whole number")),
+    setting("--set of nothing", "--set", "workload.requests=", says=("--set workload.requests=:", "found nothing")),
+    setting("--set of broken YAML", "--set", "seeds=[1", says=("--set seeds=[1:", "not valid YAML")),
+    setting("--set of a tag", "--set", "name=!!python/name:os.system x", says=("--set name=", "not allowed")),
+    setting("--set of a model too large", "--set", "tiers.edge.device.memory_gbytes=1", says=("(with --set tiers.edge", "GB", "1 GB")),
+    setting("--set of an empty sweep", "--set", "sweep={workload.requests: []}", says=("--set sweep=", "empty list")),
+    setting("negative seed", "--seed", "-1", says=("--seed", "-1")),
+    setting("seed of words", "--seed", "one", says=("--seed", "one")),
+    setting("no workers", "--workers", "0", says=("--workers", "0")),
+    setting("unknown option", "--worker", "1", says=("--worker",)),
+    setting("validate knows no --out", says=("--out",), command="validate"),
+    command("out is a file", "run", "{here}/scenario.yaml", "--out", "{here}/scenario.yaml", says=("scenario.yaml", "cannot be written", "--out"),
+            files={SCENARIO: BASE}),
+    command("out below a device", "run", "{here}/scenario.yaml", "--out", "/dev/null/x", says=("/dev/null/x", "cannot be written"),
+            files={SCENARIO: BASE}),
+    command("scenario missing", "run", "{here}/scenaro.yaml", "--out", "{out}", says=("scenaro.yaml", "no such file", "scenario.yaml"),
+            files={SCENARIO: BASE}),
+    command("scenario is a folder", "run", "{here}", "--out", "{out}", says=("is a folder", "Name a scenario")),
+    command("scenario below a file", "validate", "{here}/scenario.yaml/x", says=("scenario.yaml/x", "cannot be read"), files={SCENARIO: BASE}),
+    command("no scenario", "run", says=("SCENARIO",)),
+    command("unknown command", "simulate", says=("simulate",)),
+    command("list of an unknown kind", "list", "policy", says=("list policy", "Did you mean 'policies'")),
+    command("frontier of nothing", "frontier", "{here}/none", says=("none", "no finished run", "result folder")),
+    command("frontier of a folder of runs", "frontier", "{here}", says=("no finished run", "run"), files=_RUN),
+    command("frontier of a broken summary", "frontier", "{here}/run", says=("summary.json", "not the summary"), files={"run/summary.json": "["}),
+    command("frontier of another summary", "frontier", "{here}/run", says=("summary.json", "not the summary"), files={"run/summary.json": "{}"}),
+    command("frontier of an unknown field", "frontier", "{here}/run", "--x", "acuracy", says=("field 'acuracy'", "'accuracy'"), files=_RUN),
+    command("frontier of a field that is text", "frontier", "{here}/run", "--y", "policy", says=("field 'policy'", "not a number"), files=_RUN),
+    command("frontier to an unknown format", "frontier", "{here}/run", "--x", "accuracy", "--out", "{out}/f.docx", says=("--out", ".docx", ".svg"),
+            files=_RUN),
+    command("frontier below a file", "frontier", "{here}/run", "--x", "accuracy", "--out", "{here}/run/summary.json/f.png", says=("cannot be written",),
+            files=_RUN),
+    command("compare with nothing", "compare", "{here}/a", "{here}/b", says=("a", "no finished run")),
+    command("compare with an unfinished run", "compare", "{here}/run", "{here}/run", says=("run", "no finished run"),
+            files={"run/requests/00000.parquet": b"PAR1"}),
+    command("compare with a broken run", "compare", "{here}/run", "{here}/run", says=("requests", "cannot be read", "Run the scenario again"),
+            files={"run/requests/00000.parquet": b"PAR1", "run/manifest.json": "{}"}),
+]  # fmt: skip
