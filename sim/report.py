@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,17 @@ from sim.figures.frontier import draw_cost_frontier, draw_usage_frontier
 from sim.figures.latency import draw_latency_breakdown, draw_latency_distribution
 from sim.figures.load import draw_load
 from sim.figures.network import draw_variants
-from sim.figures.style import Summary, Unit, money_unit, number, numbers, save_figure, variants_of
+from sim.figures.style import (
+    Summary,
+    Unit,
+    money_unit,
+    number,
+    numbers,
+    of_variant,
+    save_figure,
+    three_digits,
+    variants_of,
+)
 from sim.figures.timeline import draw_timeline
 from sim.loading import dump_yaml
 from sim.report_tables import (
@@ -30,12 +41,13 @@ from sim.report_tables import (
     NOT_DEPLOYABLE,
     frontier_table,
     ledger_table,
-    provenance_shares,
-    share_text,
+    provenance_badge,
     summary_table,
 )
 from sim.run_tables import RunTables
 from sim.scenario import Scenario
+
+_PERCENT, _MEDIAN, _TAIL = Unit(100.0, "% accuracy"), Unit(1.0, "s median"), Unit(1.0, "s 95th percentile")
 
 
 class Picture(NamedTuple):
@@ -157,20 +169,21 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
 
 def _ends_in_words(summary: Summary, families: Families, variant: str) -> str:
     """Where the two models alone stand, for those who cannot see the figure."""
-    unit = money_unit(numbers(summary, "cost_usd").tolist())
-    words = [
-        f"{row['policy']}: accuracy {number(row, 'accuracy'):.1%} at {number(row, 'cost_usd') * unit.factor:.3g} {unit.symbol}"
-        for row in summary
-        if row["variant"] == variant and row["family"] in families.behind("all-slm") + families.behind("all-llm")
-    ]
-    return "; ".join([*words, "all numbers are in the summary"]) + "."
+    money = money_unit(numbers(summary, "cost_usd").tolist())
+    return _models_in_words(summary, families, variant, {"accuracy": _PERCENT, "cost_usd": money})
 
 
 def _latencies_in_words(summary: Summary, families: Families, variant: str) -> str:
+    return _models_in_words(summary, families, variant, {"latency_p50_s": _MEDIAN, "latency_p95_s": _TAIL})
+
+
+def _models_in_words(summary: Summary, families: Families, variant: str, fields: Mapping[str, Unit]) -> str:
+    models = families.behind("all-slm") + families.behind("all-llm")
     words = [
-        f"{row['policy']}: median {number(row, 'latency_p50_s'):.3g} s, 95th percentile {number(row, 'latency_p95_s'):.3g} s"
-        for row in summary
-        if row["variant"] == variant and row["family"] in families.behind("all-slm") + families.behind("all-llm")
+        f"{row['policy']}: {three_digits(number(row, field) * unit.factor)} {unit.symbol}"
+        for row in of_variant(summary, variant)
+        for field, unit in fields.items()
+        if row["family"] in models and math.isfinite(number(row, field))
     ]
     return "; ".join([*words, "all numbers are in the summary"]) + "."
 
@@ -202,7 +215,7 @@ def _page(
         name=scenario.name,
         description=scenario.description.strip(),
         facts=_facts(summary, scenario, manifest),
-        badge=_badge(summary),
+        badge=provenance_badge(summary),
         figures=figures,
         summary_tables=[(v, summary_table(summary, families, v, money)) for v in variants],
         frontier_tables=[(v, table) for v, table in frontier_tables if table.rows],
@@ -246,28 +259,3 @@ def _facts(summary: Summary, scenario: Scenario, manifest: Mapping[str, Any]) ->
         ("Wall time", f"{float(manifest['wall_s']):.1f} s" if manifest.get("wall_s") is not None else None),
     ]
     return [(term, str(value)) for term, value in facts if value]
-
-
-def _badge(summary: Summary) -> dict[str, Any]:
-    """Where the answers came from, loudly where a model of outcomes stood in for a language model."""
-    shares = provenance_shares(summary)
-    if not shares:
-        return {"warn": True, "headline": "It is unknown where the answers come from.", "detail": ""}
-    detail = "; ".join(
-        (
-            f"exact {share_text(shares['exact'])} (replayed from recordings of real models)",
-            f"live {share_text(shares['live'])} (asked of a real model during this run)",
-            f"modelled {share_text(shares['modelled'])} (drawn from a statistical model of outcomes)",
-        )
-    )
-    if shares["modelled"] > 0:
-        headline = (
-            f"{share_text(shares['modelled'])} of the requests rest on modelled answers, which no language model gave."
-        )
-    else:
-        headline = "Every answer was given by a real language model."
-    return {
-        "warn": shares["modelled"] > 0,
-        "headline": headline,
-        "detail": f"Provenance of requests by their least certain answer: {detail}.",
-    }

@@ -213,3 +213,28 @@ def provenance_shares(summary: Summary) -> dict[str, float]:
         return {}
     means = (shares[:, known] * weights[known]).sum(axis=1) / weights[known].sum()
     return dict(zip(kinds, means.tolist(), strict=True))
+
+
+def provenance_badge(summary: Summary) -> dict[str, Any]:
+    """Where the answers came from, loudly where a model of outcomes stood in for a language model."""
+    shares = provenance_shares(summary)
+    if not shares:
+        return {"warn": True, "headline": "It is unknown where the answers come from.", "detail": ""}
+    detail = "; ".join(
+        (
+            f"exact {share_text(shares['exact'])} (replayed from recordings of real models)",
+            f"live {share_text(shares['live'])} (asked of a real model during this run)",
+            f"modelled {share_text(shares['modelled'])} (drawn from a statistical model of outcomes)",
+        )
+    )
+    if shares["modelled"] > 0:
+        headline = (
+            f"{share_text(shares['modelled'])} of the requests rest on modelled answers, which no language model gave."
+        )
+    else:
+        headline = "Every answer was given by a real language model."
+    return {
+        "warn": shares["modelled"] > 0,
+        "headline": headline,
+        "detail": f"Provenance of requests by their least certain answer: {detail}.",
+    }

@@ -81,14 +81,16 @@ def _open_source(world: World, scenario: Scenario, workload: BuiltWorkload) -> G
     """Start each request at its time, then wait until the last has ended."""
     env, homes = world.env, scenario.workload.homes
     assert workload.arrival_s is not None
-    # Requests under way by index: only they need waiting for at the end.
+    # Only requests under way need waiting for at the end; those that ended are dropped now and then, at amortised cost.
     latest: list[RequestProcess] = []
+    prune_at = 1024
     for index, (arrival_s, task) in enumerate(zip(workload.arrival_s.tolist(), workload.requests, strict=True)):
         if arrival_s > env.now:
             yield env.timeout(arrival_s - env.now)
         latest.append(RequestProcess(world, index, task, index % homes))
-        if len(latest) > 1024:
+        if len(latest) > prune_at:
             latest = [request for request in latest if request.process.is_alive]
+            prune_at = 2 * len(latest) + 1024
     for request in latest:
         if request.process.is_alive:
             yield request.process

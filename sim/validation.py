@@ -50,8 +50,10 @@ class Source(NamedTuple):
         for changed, place in reversed(self.changes):
             if location[: len(changed)] == changed:
                 return place if location == changed else place + field
-        line = next((self.lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in self.lines), None)
         inside = [place for changed, place in self.changes if changed[: len(location)] == location]
+        if inside and location and location not in self.lines:
+            return inside[-1] + field
+        line = next((self.lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in self.lines), None)
         return f"{self.path}{f':{line}' if line else ''}{field}{f' (with {inside[-1]})' if inside else ''}"
 
     @contextmanager
@@ -60,7 +62,8 @@ class Source(NamedTuple):
         try:
             yield
         except InputError as error:
-            inner = "" if error.place.startswith("field ") else f": {error.place}"
+            known = error.place.startswith("field ") or field_name(location).startswith(error.place)
+            inner = "" if known else f": {error.place}"
             raise type(error)(self.place(location) + inner, error.problem, error.remedy) from None
 
 
@@ -129,9 +132,9 @@ def _explain(problem: Any, parent: Any) -> tuple[str, str]:
     if kind in ("value_error", "assertion_error"):
         found, _, remedy = str(context["error"]).rstrip(".").partition(". ")
         return found, f"{remedy or _SEE_SCHEMA}."
+    if kind == "model_attributes_type":
+        return f"found {_shown(found)}", f"Give a mapping with a kind. {_one_of(_tags_at(loc))}"
     if kind == "union_tag_not_found":
-        if not isinstance(found, Mapping):
-            return f"found {_shown(found)}", f"Give a mapping with a kind. {_one_of(_tags_at(loc))}"
         return "its kind is missing", f"Add the field 'kind'. {_one_of(_tags_at(loc))}"
     if kind == "union_tag_invalid":
         return f"unknown kind {_shown(context['tag'])}", suggest(str(context["tag"]), _tags_at(loc)) + "."
@@ -140,7 +143,9 @@ def _explain(problem: Any, parent: Any) -> tuple[str, str]:
         return f"found {_shown(found)}", suggest(str(found), allowed) + "."
     if kind in ("string_pattern_mismatch", "string_too_long"):
         return f"{_shown(found)} cannot be a name", _NAME_RULE
-    return f"found {_shown(found)}", _rule(kind, str(problem["msg"]), context)
+    rule = _rule(kind, str(problem["msg"]), context)
+    quoted = kind in ("int_type", "float_type") and isinstance(found, str) and re.fullmatch(r"[-+.\deE]+", found)
+    return f"found {_shown(found)}", rule.replace(".", ", without quotes.") if quoted else rule
 
 
 def _missing(name: str, parent: Any) -> tuple[str, str]:
@@ -168,7 +173,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a mapping with {', '.join(map(str, list(value)[:4])) or 'no fields'}"
     if isinstance(value, tuple | list):
-        return f"a list of {len(value)}"
+        return f"a list of {len(value)}" if value else "an empty list"
     if value is None:
         return "nothing"
     if isinstance(value, bool):

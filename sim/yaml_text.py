@@ -33,6 +33,16 @@ _SYNTAX_REMEDY = (
     "Correct the syntax on or just above this line; indent with blanks, and quote text that holds ': ' or ' #'"
 )
 _TAG_REMEDY = "Write plain YAML: mappings, lists, text, numbers, dates, true, false and null"
+_IN_PLAIN_WORDS = {
+    "'\\t'": "a tab where YAML wants blanks",
+    "another document": "a second document begins (`---`)",
+    "expected <block end>": "the indentation does not fit the lines above",
+    "mapping values are not allowed": "a second ': ' on one line, or wrong indentation",
+    "unexpected end of stream": "a quote is never closed",
+    "<stream end>": "a bracket is never closed",
+    "undefined alias": "`*` begins an alias, and there is no anchor `&` of this name",
+}
+"""What the parser says, and what it means to somebody who does not know its grammar."""
 
 
 class Document(NamedTuple):
@@ -187,10 +197,7 @@ class _Reader:
             mark.line + 1 if mark is not None else text.count("\n", 0, position) + 1 if position is not None else None
         )
         problem = getattr(error, "problem", None) or _first_line(error)
-        if "'\\t'" in problem:
-            problem = "a tab where YAML wants blanks"
-        elif "another document" in problem:
-            problem = "a second document begins (`---`)"
+        problem = next((plain for jargon, plain in _IN_PLAIN_WORDS.items() if jargon in problem), problem)
         return self._error(line, (), f"not valid YAML ({problem})", _SYNTAX_REMEDY)
 
     def _error(self, where: Node | int | None, location: Location, problem: str, remedy: str) -> InputError:

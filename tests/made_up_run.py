@@ -10,8 +10,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sim.cost import LEDGER_ITEMS
+from sim.figures.families import Families
 from sim.figures.phases import PHASES
 from sim.records import REQUEST_KINDS, SUBTASK_KINDS, RowTable
 from sim.report import family_policies
@@ -220,3 +222,19 @@ def _metrics(place: int) -> dict[str, Any]:
 def total_of_phases(subtasks: dict[str, Any]) -> float:
     """Seconds of all phases of all attempts."""
     return float(sum(np.sum(subtasks[phase.column]) for phase in PHASES))
+
+
+def families_of(run: Run) -> Families:
+    """The families of a run."""
+    return Families(run.summary, run.policies)
+
+
+def drawn_lines(figure: Figure, panel: int = 0) -> dict[str, np.ndarray]:
+    """Points of the labelled lines of a panel by label."""
+    lines = figure.axes[panel].get_lines()
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in lines}
+
+
+def legend_texts(figure: Figure) -> list[str]:
+    """The words of a figure's legend."""
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]

@@ -197,6 +197,13 @@ def test_nobody_overtakes_a_head_that_does_not_fit():
     assert jobs[1].started_s == jobs[2].started_s == jobs[0].finished_s
 
 
+def test_urgent_small_job_overtakes_a_head_that_does_not_fit():
+    """By priority the newcomer becomes the head itself and starts at the end of the iteration in which it came."""
+    env, server = batching(max_batch=3, kv_capacity_tokens=10, discipline="priority")
+    jobs = run(server, env, (0.0, Job(4, 4)), (4.5, Job(4, 4, priority=5)), (5.5, Job(1, 1, priority=1)))
+    assert [job.started_s for job in jobs] == [0.0, 8.0, 6.0]
+
+
 def test_cancelled_head_lets_the_next_one_in():
     """When the head that does not fit gives up, the job behind it starts at the end of the iteration."""
     env, server = batching(max_batch=3, kv_capacity_tokens=10)

@@ -28,9 +28,9 @@ class AccuracyModel:
 
     all_llm: float = 0.9315
     all_slm: float = 0.4295
-    half_share: float = 0.2315
-    steepness: float = 10.0
-    late_slope: float = 0.211
+    half_share: float = 0.248
+    steepness: float = 15.0
+    late_slope: float = 0.114
 
     def tolerance(self, quantile: float) -> float:
         """The task's tolerance at a uniform `quantile`: below 0 never solved, infinite solved by the SLM alone."""

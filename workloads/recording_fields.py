@@ -6,11 +6,12 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from workloads.task import PROVENANCES, Attachment, Completion, Message, Task
 
 _LARGEST_COUNT = 2**31 - 1  # results keep counts in 32 bits
+_ANSWER_FIELDS = get_type_hints(Completion)
 
 
 def task_fields(task: Task) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def read_answer(fields: Mapping[str, Any]) -> tuple[str, str, tuple[Message, ...
         raise KeyError("messages")
     messages = tuple(_read_message(entry) for entry in _list(fields, "messages"))
     values: dict[str, Any] = {}
-    for name, kind in Completion.__annotations__.items():
+    for name, kind in _ANSWER_FIELDS.items():
         if name in fields:
             values[name] = _CHECKS[kind](fields, name)
         elif name not in Completion._field_defaults:
@@ -116,8 +117,8 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-_CHECKS: dict[str, Callable[[Mapping[str, Any], str], Any]] = {
-    "str": _text, "int": _count, "float": _number, "str | None": _optional_text
+_CHECKS: dict[Any, Callable[[Mapping[str, Any], str], Any]] = {
+    str: _text, int: _count, float: _number, str | None: _optional_text
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ _EDGE = "    device: jetson-orin-nx\n"
 CASES: list[Case] = [
     scenario(
         "unknown field", "requests: 20", "request: 20", "scenario.yaml:4: field workload.request", "unknown field 'request'",
-        "Did you mean 'requests'? Allowed: requests, ",
+        "Did you mean 'requests'", "Allowed: requests, ",
     ),
     scenario("unknown section", "", "polices: []\n", "scenario.yaml:24: field polices", "Did you mean 'policies'"),
     scenario("unknown field of a tier", "    role: llm", "    role: llm\n    replica: 2", "scenario.yaml:15", "'replicas'"),
@@ -23,7 +23,7 @@ CASES: list[Case] = [
     scenario("role missing", "    role: slm\n", "", "field tiers.edge.role", "required field 'role' is missing", "given: model"),
     scenario("no name", "name: base\n", "", "scenario.yaml: field name", "missing", "Add it"),
     scenario("text for a number", "requests: 20", "requests: many", "scenario.yaml:4: field workload.requests", "'many'", "whole number"),
-    scenario("quoted number", "requests: 20", "requests: '20'", "scenario.yaml:4", "'20'", "whole number"),
+    scenario("quoted number", "requests: 20", "requests: '20'", "scenario.yaml:4", "'20'", "whole number, without quotes"),
     scenario("fraction of a request", "requests: 20", "requests: 20.5", "scenario.yaml:4", "20.5", "whole number"),
     scenario("true for a number", "requests: 20", "requests: true", "scenario.yaml:4", "found true", "whole number"),
     scenario("nothing for a number", "requests: 20", "requests:", "scenario.yaml:4", "found nothing", "whole number"),

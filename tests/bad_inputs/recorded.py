@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 
-from tests.bad_inputs import BASE, Case, scenario
+from tests.bad_inputs import BASE, SCENARIO, Case, scenario
 from workloads.recording import conversation_key
 from workloads.task import Message
 
@@ -59,6 +59,9 @@ def _recording(name: str, content: str | bytes | None, *says: str, path: str = "
 
 
 _GOOD = recording_lines()
+_ONE_ROLE = BASE.replace(_TASKS, "tasks: {kind: routellm, path: a.csv, slm: s, llm: l}").replace(
+    "role: slm", "role: llm"
+)
 _CHANGED = [*_GOOD[:2], _GOOD[2].replace("2 + 2?", "2 + 3?"), _GOOD[3]]
 
 CASES: list[Case] = [
@@ -78,7 +81,7 @@ CASES: list[Case] = [
     _link("network trace empty", "", "net.txt", "empty"),
     _link("network trace with one column", "1\n2\n", "row 1", "number of columns is 1"),
     _link("network trace with text", "1 fast\n", "row 1", "'fast'"),
-    _link("network trace out of order", "5 1\n1 1\n", "do not increase"),
+    _link("network trace out of order", "5 1\n4 1\n3 1\n", "2 of 3 times do not increase"),
     _link("network trace of clock times", "1700000000 1\n1700000001 1\n", "clock reading"),
     _link("mahimahi trace with fractions", "1.5\n", "row 1", form="mahimahi"),
     _link("unknown network format", "1 1\n", "'pensive'", "Did you mean 'pensieve'", form="pensive")._replace(
@@ -88,13 +91,8 @@ CASES: list[Case] = [
     _outcomes("outcomes without prompts", "question,small,large\nhi,True,False\n", "'prompt' is missing"),
     _outcomes("outcomes that are neither", "prompt,small,large\nhi,perhaps,False\n", "row 2, column 'small'", "'perhaps'"),
     scenario("episodes missing", _TASKS, "tasks: {kind: intercode, slm_path: a.json, llm_path: b.json}", "a.json", "no such file"),
-    scenario("recorded answers for one tier only",
-             BASE[BASE.index("  cloud:") : BASE.index("policies:")].replace("  cloud", "  cloud"), "links: []\n",
-             "scenario.yaml: field workload").__class__(
-        "recorded answers for one role only",
-        {"scenario.yaml": BASE.replace(_TASKS, "tasks: {kind: routellm, path: a.csv, slm: s, llm: l}").replace("role: slm", "role: llm"),
-         "a.csv": "prompt,s,l\nhi,True,False\n"},
-        ("scenario.yaml:3", "role slm"),
+    scenario("recorded answers for one role only", "role: slm", "role: llm")._replace(
+        files={SCENARIO: _ONE_ROLE, "a.csv": "prompt,s,l\nhi,True,False\n"}, says=("scenario.yaml:3", "role slm", "Add the other")
     ),
     _recording("recording missing", None, "answers.jsonl", "no such file"),
     _recording("recording of another version", "\n".join(recording_lines(7)), "row 1", "version 7", "record again"),
@@ -107,6 +105,7 @@ CASES: list[Case] = [
     _recording("recording without a tier's model", "\n".join(recording_lines(models=("edge",))), "no answers of 'cloud'", "model_name"),
     _recording("truncated gzip", gzip.compress("\n".join(_GOOD).encode())[:-30], "answers.jsonl.gz", path="answers.jsonl.gz"),
     _plugin("policy file missing", None, "no file", "mine.py", "scenario's folder"),
+    scenario("policy file with an endless name", _PLUGIN, f"- {'x' * 300}.py:Mine", "scenario.yaml:21", "no file"),
     _plugin("policy file broken", "x = (\n", "mine.py:1", "SyntaxError"),
     _plugin("policy file that fails", "\nraise RuntimeError('no luck')\n", "mine.py:2", "RuntimeError: no luck"),
     _plugin("policy file that exits", "import sys\nsys.exit(0)\n", "mine.py:2", "SystemExit"),
