@@ -49,8 +49,8 @@ class CommonDraws:
 
     def _make(self, blocks: dict[int, list[float]], index: int, *, normal: bool) -> list[float]:
         rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, index]))
-        # 53-bit uniforms moved off 0, so that quantile functions stay finite.
-        values = (rng.integers(0, 1 << 53, _BLOCK_REQUESTS * POSITIONS) + 0.5) / (1 << 53)
+        # Multiples of 2^-52 moved by half a step: neither 0 nor 1 can come out, so that quantile functions stay finite.
+        values = (rng.integers(0, 1 << 52, _BLOCK_REQUESTS * POSITIONS) + 0.5) / (1 << 52)
         block: list[float] = (ndtri(values) if normal else values).tolist()
         if len(blocks) >= _CACHED_BLOCKS:
             blocks.pop(next(iter(blocks)))

@@ -77,9 +77,9 @@ def _summary_row(rows: Columns) -> dict[str, Any]:
 
 
 def _put(row: dict[str, Any], field: str, interval: Interval, highest: float = math.inf) -> None:
-    """All our quantities are at least 0, shares at most 1: an interval does not leave that range."""
+    """All our quantities are at least 0, shares at most 1: an interval does not leave that range, and stays NaN if it is."""
     row[field], row[f"{field}_lo"], row[f"{field}_hi"] = (
-        _finite(interval.estimate), _finite(max(0.0, interval.lo)), _finite(min(highest, interval.hi))
+        _finite(interval.estimate), _finite(max(interval.lo, 0.0)), _finite(min(interval.hi, highest))
     )  # fmt: skip
 
 

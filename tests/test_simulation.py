@@ -13,7 +13,8 @@ from simpy import Environment, Event
 from sim.policies.base import Observation, Placement
 from sim.records import Records
 from sim.scenario import Scenario
-from sim.simulation import prepare, simulate
+from sim.simulation import collect, prepare, simulate
+from sim.workload import BuiltWorkload
 from tests.helpers import (
     PHASES,
     Chosen,
@@ -174,8 +175,6 @@ def test_a_pending_decision_gives_the_same_records() -> None:
         pending.append((event, seen))
         return event
 
-    from sim.workload import BuiltWorkload
-
     workload = BuiltWorkload(tasks, tasks, scripted_agent, ScriptedBackend(scripted_answer), np.array([0.0, 0.5, 1.0, 9.0]))
     simulation = prepare(world, workload, Chosen(ask), 1, lambda file: None)  # type: ignore[arg-type,return-value]
     steps = 0
@@ -185,8 +184,6 @@ def test_a_pending_decision_gives_the_same_records() -> None:
             event.succeed(Placement(turns(seen)))
             steps += 1
         simulation.env.step()
-    from sim.simulation import collect
-
     outside = collect(world, simulation)
     inside = run(world, tasks, Chosen(turns), [0.0, 0.5, 1.0, 9.0])
     assert steps == 12
@@ -421,8 +418,6 @@ def test_finished_requests_are_reported_one_by_one() -> None:
     policy = always("edge")
     policy.learn = lambda row: learned.append(row.request)  # type: ignore[method-assign]
     world = scenario({"edge": slots(slots=2)})
-    from sim.workload import BuiltWorkload
-
     tasks = [task(Step(), Step()), task()]
     workload = BuiltWorkload(tasks, tasks, scripted_agent, ScriptedBackend(scripted_answer), np.zeros(2))
     simulate(world, workload, policy, 1, lambda file: None, lambda row: ended.append(row.request))  # type: ignore[arg-type,return-value]
