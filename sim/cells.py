@@ -64,10 +64,6 @@ def expand_cells(loaded: LoadedScenario) -> list[Cell]:
         policies = list(expand_policies(variant.scenario, loaded.path.parent))
         for policy, seed in itertools.product(policies, variant.scenario.seeds):
             cells.append(Cell(len(cells), variant.label, variant.scenario, loaded.path, policy, seed))
-    if not cells:
-        raise InputError(
-            f"{loaded.path}: field sweep", "a field without values", "Give every swept field at least one value"
-        )
     return cells
 
 

@@ -196,8 +196,8 @@ def _variants(document: dict[str, Any], scenario: Scenario, source: Source) -> I
         changed.pop("sweep", None)
         for (path, values), number in zip(scenario.sweep.items(), numbers, strict=True):
             place = f"{source.place(('sweep', path, number))}, value {labels[path][number]}"
-            changes.append((_apply(changed, path, values[number], place), place))
-            settings[path] = values[number]
+            settings[path] = _without_label(path, values[number])
+            changes.append((_apply(changed, path, settings[path], place), place))
         label = ", ".join(f"{names[path]}={labels[path][n]}" for path, n in zip(scenario.sweep, numbers, strict=True))
         here = source._replace(changes=tuple(changes))
         yield Variant(label or "base", settings, _validated(changed, here), here)
@@ -218,11 +218,18 @@ def _labels(path: str, values: Sequence[Any], source: Source) -> list[str]:
     )
 
 
+def _without_label(path: str, value: Any) -> Any:
+    """A swept mapping may name itself with a `label`, which is no field of what it describes (unless it is a policy)."""
+    if not isinstance(value, Mapping) or "label" not in value or PolicySpec in models_at(tuple(path.split("."))):
+        return value
+    return {name: item for name, item in value.items() if name != "label"}
+
+
 def _short_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        named = next((value[key] for key in ("label", "profile", "policy", "path", "kind") if value.get(key)), None)
-        return _text(value) if named is None else Path(str(named)).name
-    return _text(value)
+    if not isinstance(value, Mapping):
+        return _text(value)
+    named = next((value[key] for key in ("label", "profile", "policy", "kind") if value.get(key)), None)
+    return _text(named or (Path(str(value["path"])).name if value.get("path") else value))
 
 
 def _text(value: Any) -> str:

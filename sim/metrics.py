@@ -17,7 +17,7 @@ from sim.bootstrap import bootstrap_metric
 from sim.cost import LEDGER_ITEMS
 from sim.frontier import RouterCurve, aiq, apgr, cpt, hypervolume, oracle_gap_closed
 from sim.records import Columns
-from sim.statistics import Interval, cluster_interval, quantile_interval
+from sim.statistics import Interval, cluster_interval, proportion_interval, quantile_interval
 from workloads.task import PROVENANCES
 
 MEANS = {
@@ -65,6 +65,9 @@ def _summary_row(rows: Columns) -> dict[str, Any]:
         known = ~np.isnan(rows[column].astype(float))
         interval = cluster_interval(rows[column][known].astype(float), rows["task_id"][known], rows["seed"][known])
         bounded = field in ("accuracy", "slm_usage", "llm_share", "completion_rate")
+        if field == "completion_rate" and interval.lo == interval.hi:
+            # None (or all) of n requests failed: that no more than a few in n do is all one can say.
+            interval = proportion_interval(int(rows[column].sum()), len(rows[column]))
         _put(row, field, interval, 1.0 if bounded else math.inf)
     for field, (column, q) in QUANTILES.items():
         values = rows[column][~np.isnan(rows[column])]

@@ -8,6 +8,7 @@ result is never mixed with one of another scenario or version.
 from __future__ import annotations
 
 import csv
+import datetime
 import hashlib
 import importlib.metadata
 import json
@@ -25,6 +26,8 @@ from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 _PATH_FIELDS = ("path", "slm_path", "llm_path")
+_NUMBERS_COME_FROM = ("simpy", "numpy", "scipy", "scikit-learn", "genai-prices")
+"""Packages whose other versions may give other draws, fits or prices."""
 _PACKAGES = ("ray", "simpy", "numpy", "scipy", "pydantic", "pyarrow", "scikit-learn", "genai-prices")
 
 
@@ -80,7 +83,12 @@ class RunStore:
         manifest: Mapping[str, Any],
     ) -> None:
         """Write the small files and point `latest` here."""
-        write_text(self.folder / "scenario.yaml", dump_yaml(resolved(loaded.scenario)))
+        plain = dict(resolved(loaded.scenario))
+        plain["pricing"] = {
+            **plain["pricing"],
+            "date": loaded.scenario.pricing.date,
+        }  # quoted, it would be read as text
+        write_text(self.folder / "scenario.yaml", dump_yaml(plain))
         write_text(self.folder / "summary.json", _json(summary))
         _write_csv(self.folder / "summary.csv", summary)
         write_text(self.folder / "frontier.json", _json(frontier))
@@ -91,6 +99,7 @@ class RunStore:
         """What one needs to know to trust or repeat the run."""
         return {
             "scenario": self.name, "run_id": self.run_id, "scenario_file": loaded.path.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seeds": list(loaded.scenario.seeds), "cells": len(self.cells), "cells_kept_from_before": cells_kept,
             "wall_s": round(wall_s, 3), "isthmus": _own_version(), "python": platform.python_version(),
             "packages": {name: importlib.metadata.version(name) for name in _PACKAGES}, "inputs_sha256": self.inputs,
@@ -99,6 +108,7 @@ class RunStore:
 
 def _run_id(cells: Sequence[Cell], inputs: Mapping[str, str]) -> str:
     digest = hashlib.sha256(source_hash().encode())
+    digest.update(json.dumps({name: importlib.metadata.version(name) for name in _NUMBERS_COME_FROM}).encode())
     digest.update(json.dumps(inputs, sort_keys=True).encode())
     scenarios: dict[int, str] = {}
     for cell in cells:

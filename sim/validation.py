@@ -19,6 +19,7 @@ from workloads.errors import InputError, suggest
 
 _SEE_SCHEMA = "`run_sim.py schema` documents every field"
 _NAMED_FIELD = re.compile(r"([a-z_]+(?:\.[\w-]+)*): ")
+_NUMERIC = re.compile(r"[-+.\deE]+")
 _NAME_RULE = (
     "A name starts with a letter or digit and goes on with letters, digits, '_', '.' or '-', 80 characters at most."
 )
@@ -144,8 +145,8 @@ def _explain(problem: Any, parent: Any) -> tuple[str, str]:
     if kind in ("string_pattern_mismatch", "string_too_long"):
         return f"{_shown(found)} cannot be a name", _NAME_RULE
     rule = _rule(kind, str(problem["msg"]), context)
-    quoted = kind in ("int_type", "float_type") and isinstance(found, str) and re.fullmatch(r"[-+.\deE]+", found)
-    return f"found {_shown(found)}", rule.replace(".", ", without quotes.") if quoted else rule
+    quoted = kind in ("int_type", "float_type", "date_type") and isinstance(found, str) and _NUMERIC.fullmatch(found)
+    return f"found {_shown(found)}", rule.removesuffix(".") + ", without quotes." if quoted else rule
 
 
 def _missing(name: str, parent: Any) -> tuple[str, str]:

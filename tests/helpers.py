@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.console import Console
 
+from serve.cluster import run_parallel
+from sim.cells import expand_cells
+from sim.experiment import _run_cells
 from sim.loading import LoadedScenario, load_scenario
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy
 from sim.records import Records
+from sim.run_store import RunStore
 from sim.scenario import Scenario
 from sim.simulation import simulate
 from sim.workload import BuiltWorkload, build_workload, load_trace
@@ -174,3 +179,39 @@ def file_hashes(folder: Path, pattern: str = "*.parquet") -> dict[str, str]:
 def spaced(count: int, gap_s: float) -> Iterator[float]:
     """Evenly spaced arrival times from 0."""
     return (i * gap_s for i in range(count))
+
+
+SWEEP = """
+name: sweep
+workload:
+  tasks: {kind: modelled, tool_s: 0.1}
+  requests: 300
+  arrivals: {kind: mmpp, rate_per_s: 0.4}
+  homes: 2
+tiers:
+  edge: {role: slm, model: llama-3.2-3b-int4, device: jetson-orin-nx, replicas: 2, balancer: affinity}
+  cloud: {role: llm, model: gpt-4o, endpoint: gpt-4o-class}
+links:
+  - {between: [home, edge], link: wifi, per_home: true}
+  - {between: [edge, cloud], link: {profile: wired, bandwidth_cv: 0.5}}
+faults:
+  - {target: edge, kind: crash, mean_time_between_s: 200, duration_s: 20}
+client: {attempt_timeout_s: 20, signal_age_s: 5}
+policies:
+  - all-slm
+  - all-llm
+  - {policy: random, p: 0.5}
+  - {policy: prompt-length, threshold_tokens: 300}
+  - {policy: oracle-slm-usage, accuracy_share: 0.8}
+seeds: [1, 2]
+"""
+"""Ten cells in which everything random happens, enough requests in all to be worth two workers."""
+
+
+def sweep(folder: Path, out: Path, workers: int = 1, settings: Sequence[str] = ()) -> Path:
+    """Simulate SWEEP without metrics or report; returns the run's folder."""
+    loaded = load_text(folder, SWEEP, settings)
+    store = RunStore(out, loaded, expand_cells(loaded))
+    store.start()
+    _run_cells([cell for cell in store.cells if not store.finished(cell)], store, run_parallel, workers, Console(quiet=True))
+    return store.folder

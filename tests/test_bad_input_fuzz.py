@@ -95,7 +95,9 @@ def editable(node: Any) -> Any:
 
 
 PLACES = sorted(paths(editable(TREE)), key=str)
-WORDS = sorted({str(part) for place in PLACES for part in place} | {"trace", "path", "device", "kind", "options", "home", "x"})
+WORDS = sorted(
+    {str(part) for place in PLACES for part in place} | {"trace", "path", "device", "kind", "options", "home", "x"}
+)
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -109,7 +111,9 @@ SCALARS = st.one_of(
 )  # fmt: skip
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -136,7 +140,11 @@ def broken_trees(draw: st.DrawFn) -> str:
 
 
 def _has(node: Any, part: Any) -> bool:
-    return part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int) and part < len(node)
+    return (
+        part in node
+        if isinstance(node, dict)
+        else isinstance(node, list) and isinstance(part, int) and part < len(node)
+    )
 
 
 @st.composite
@@ -157,7 +165,9 @@ def options(draw: st.DrawFn) -> str:
     """A `--set` with a path that may exist and a value that may be YAML."""
     known = st.sampled_from(PLACES).map(lambda place: ".".join(map(str, place)))
     path = draw(known | st.lists(st.sampled_from(WORDS), min_size=1, max_size=5).map(".".join) | st.text(max_size=8))
-    value = draw(st.text(max_size=8) | st.sampled_from(("", "[", "{}", "[]", "{a: 1}", "-1", ".nan", "1e400", "!!set x", "*a")))
+    value = draw(
+        st.text(max_size=8) | st.sampled_from(("", "[", "{}", "[]", "{a: 1}", "-1", ".nan", "1e400", "!!set x", "*a"))
+    )
     return draw(st.sampled_from((f"{path}={value}", f"{path}={value}", path)))
 
 

@@ -43,8 +43,8 @@ class RecordingMiss(BackendError):
 
 
 def suggest(found: str, allowed: Iterable[str]) -> str:
-    """'Did you mean "x"? Allowed: ...' for an unknown name, naming the nearest valid ones."""
+    """'Did you mean "x"? Allowed: ...' for an unknown name: the nearest valid ones first, then the others in order."""
     names = sorted(allowed)
     near = difflib.get_close_matches(found, names, n=2, cutoff=0.5)
     hint = f"Did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"{hint}Allowed: {', '.join(names)}"
+    return f"{hint}Allowed: {', '.join([*near, *(n for n in names if n not in near)])}"

@@ -21,6 +21,7 @@ from sim.figures.style import (
     interval_arms,
     lay_out,
     legend_below,
+    legend_label,
     money_unit,
     new_figure,
     numbers,
@@ -161,7 +162,7 @@ def _family(axes: Axes, rows: Rows, name: str, families: Families, plane: _Plane
     connected = np.isfinite(numbers(rows, "knob")).all()  # without a knob there is no order to follow
     axes.plot(
         x, y, color=style.colour, linestyle=style.line if connected and not alone else "none", linewidth=1.7, zorder=4,
-        label=shorten(name, 44) + (" (not deployable)" if families.is_oracle(name) else ""), **style.marker_look(9 if alone else 6.5),
+        label=legend_label(name, 44) + (" (not deployable)" if families.is_oracle(name) else ""), **style.marker_look(9 if alone else 6.5),
     )  # fmt: skip
 
 

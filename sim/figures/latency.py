@@ -16,6 +16,7 @@ from sim.figures.style import (
     Summary,
     is_wide,
     legend_below,
+    legend_label,
     log_x,
     new_figure,
     shorten,
@@ -40,7 +41,7 @@ def draw_latency_distribution(tables: RunTables, summary: Summary, families: Fam
         style = families.style[str(row["family"])]
         axes.plot(
             seconds, share * 100, color=style.colour, linestyle=style.line, drawstyle="steps-post", linewidth=1.8,
-            markevery=_marks(share), label=shorten(str(row["policy"]), 60), **style.marker_look(7),
+            markevery=_marks(share), label=legend_label(str(row["policy"]), 60), **style.marker_look(7),
         )  # fmt: skip
     values = np.concatenate([np.zeros(0), *seen])
     for percent in (50, 95):

@@ -17,6 +17,7 @@ from sim.figures.style import (
     interval_arms,
     is_wide,
     legend_below,
+    legend_label,
     log_x,
     money_unit,
     new_figure,
@@ -67,7 +68,12 @@ def draw_variants(summary: Summary, families: Families) -> Figure:
             arms = interval_arms(cells, metric.key) * metric.unit.factor
             axes.errorbar(x, heights, xerr=arms, fmt="none", ecolor=style.colour, elinewidth=1.4)
             axes.plot(
-                x, heights, color=style.colour, linestyle="none", label=shorten(policy, 60), **style.marker_look(6.5)
+                x,
+                heights,
+                color=style.colour,
+                linestyle="none",
+                label=legend_label(policy, 60),
+                **style.marker_look(6.5),
             )
         _dress(axes, metric, shown, wide=metric.key != "accuracy" and is_wide(values, 30))
     legend_below(figure, [line for line in grid.flat[0].get_lines() if not str(line.get_label()).startswith("_")])

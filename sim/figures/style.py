@@ -193,12 +193,18 @@ def one_line(text: str) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """A user's text in one line of at most `most` characters, as a label; longer ones lose their middle."""
+    """A user's text in one line of at most `most` characters; longer ones lose their middle."""
     line = one_line(text)
-    if len(line) > most:
-        kept = most - 1
-        line = f"{line[: kept - kept // 3]}…{line[-(kept // 3) :] if kept >= 3 else ''}"
-    return f" {line}" if line.startswith("_") else line  # a leading underscore would hide the label from legends
+    if len(line) <= most:
+        return line
+    end = (most - 1) // 3
+    return f"{line[: most - 1 - end]}…{line[len(line) - end :]}"
+
+
+def legend_label(text: str, most: int) -> str:
+    """A user's text as a legend shows it: matplotlib hides labels that begin with an underscore."""
+    line = shorten(text, most)
+    return f" {line}" if line.startswith("_") else line
 
 
 def cut(text: str, most: int) -> str:

@@ -62,6 +62,7 @@ CASES: list[Case] = [
              "scenario.yaml:24: field pricing.tokens", "'clod'", "'cloud'"),
     scenario("date as a number", "", "pricing: {date: 2024}\n", "scenario.yaml:24: field pricing.date", "2024", "date such as"),
     scenario("date that is no date in text", "", "pricing: {date: soon}\n", "scenario.yaml:24: field pricing.date", "'soon'", "date such as"),
+    scenario("date in quotes", "", "pricing: {date: '2024-01-01'}\n", "scenario.yaml:24: field pricing.date", "2026-01-31, without quotes"),
     scenario("date with a time", "", "pricing: {date: 2024-01-01T10:00:00}\n", "scenario.yaml:24: field pricing.date", "date such as"),
     scenario("no tiers", BASE[BASE.index("tiers:") : BASE.index("links:")], "tiers: {}\n", "scenario.yaml:8: field tiers", "at least one tier"),
     scenario("a tier called home", "  edge:\n", "  home:\n", "scenario.yaml:9: field tiers.home", "user's device"),

@@ -4,7 +4,7 @@ Each case is simulated with 20 independent seeds, chosen before the first run as
 first fifth, at least five relaxation times. The theory's value must lie inside the 99 % Student-t interval over the seeds'
 means. So a right simulator fails one case in a hundred by chance: with the 22 intervals here (wait and sojourn of one case
 are nearly the same number, so 13 independent ones) the chance that a fresh choice of seeds fails somewhere is about 12 %.
-The seeds are fixed, so a suite that passes keeps passing until the simulator changes. The intervals are 1 to 14 % of the
+The seeds are fixed, so a suite that passes keeps passing until the simulator changes. The intervals are 1 to 15 % of the
 value wide each way; that single jobs are timed exactly is shown in test_slot_server.py and test_batching.py.
 """
 
