@@ -69,12 +69,13 @@ def validate(text: str | bytes, *options: str) -> int:
 
 def refuses_at_most(*arguments: Any) -> None:
     """Valid, or refused in the three parts every message has."""
+    error = None
     try:
         assert validate(*arguments) > 0
-    except InputError as error:
-        assert error.place
-        assert error.problem
-        assert error.remedy
+    except InputError as refusal:
+        error = refusal
+    if error is not None:
+        assert all((error.place, error.problem, error.remedy))
         str(error).encode()  # it can be printed
 
 

@@ -103,7 +103,7 @@ def test_an_error_names_its_line_and_field(tmp_path: Path, found: str, broken: s
 def test_errors_found_after_reading_have_lines_too(tmp_path: Path) -> None:
     """Policies and prices are looked up later, and still their place is file, line and field."""
     for found, broken, place in (
-        ("tier: cloud", "tier: sky", f":27: field policies.2: policy 'fixed', option 'tier'"),
+        ("tier: cloud", "tier: sky", ":27: field policies.2: policy 'fixed', option 'tier'"),
         ("model: gpt-4o\n", "model: {profile: gpt-4o, price_name: a/b}\n", ":19: field tiers.cloud.model.price_name"),
     ):
         with pytest.raises(InputError) as caught:

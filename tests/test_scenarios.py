@@ -232,12 +232,15 @@ def expected_latency_s(queue: str, load: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("queue", ["M-M-1", "M-D-1", "M-M-4"])
 def test_theory_mean_latency_agrees_with_the_textbook(queue: str) -> None:
-    """Over ten seeds the textbook value lies within the interval of the simulated means, and that is narrow."""
+    """Over ten seeds the textbook value lies within the 99.9 % interval of the simulated means, and that is narrow.
+
+    95 % would fail one of six comparisons for every fourth set of seeds by chance alone.
+    """
     for load in (0.5, 0.8):
         variant = f"service={queue}, rate_per_s={load}"
         settings = ["workload.requests=4000", "workload.warmup_requests=1000", f"seeds={list(range(11, 21))}"]
         found = runs(ROOT / "scenarios/theory.yaml", settings, variant=(variant,))
         by_seed = found[variant, "all-slm"]["latency_s"].reshape(10, 3000).mean(axis=1)
-        interval = mean_interval(by_seed)
+        interval = mean_interval(by_seed, confidence=0.999)
         assert interval.lo < expected_latency_s(queue, load) < interval.hi
-        assert interval.hi - interval.lo < 0.15 * interval.estimate
+        assert interval.hi - interval.lo < 0.3 * interval.estimate
