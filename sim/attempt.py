@@ -47,7 +47,7 @@ def attachment_bytes(task: Task, placement: Placement) -> int:
     return sum(a.size_bytes for a in task.attachments if wanted is None or a.name in wanted)
 
 
-def service_marks(job: Job, answer: Completion, now: float, *, tells_first_token: bool) -> tuple[float, float, float]:
+def service_marks(job: Job, answer: Completion, now: float, tells_first_token: bool) -> tuple[float, float, float]:
     """When service started, gave its first token and ended, as far as it got by `now`.
 
     A server that tells when the first token comes and did not, never came that far: all its service was prefill. One that

@@ -7,12 +7,14 @@ each (request, position) its own slot, so the same subtask meets the same jitter
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from scipy.special import ndtri
 
 POSITIONS = 16
 """Slots per request; later positions wrap around to the first slots."""
-_BLOCK_REQUESTS = 1024
+_BLOCK_SLOTS = 1024 * POSITIONS
 _CACHED_BLOCKS = 64
 
 
@@ -30,28 +32,30 @@ class CommonDraws:
 
     def __init__(self, seed: int, component: str) -> None:
         self._key = _sequence(seed, component).generate_state(2, np.uint64)
-        self._blocks: dict[int, list[float]] = {}
-        self._normal_blocks: dict[int, list[float]] = {}
+        self._blocks: dict[int, array[float]] = {}
+        self._normal_blocks: dict[int, array[float]] = {}
 
     def uniform(self, request: int, position: int) -> float:
         """The uniform draw of this slot."""
-        block = self._blocks.get(request // _BLOCK_REQUESTS)
+        index, slot = divmod(request * POSITIONS + position % POSITIONS, _BLOCK_SLOTS)
+        block = self._blocks.get(index)
         if block is None:
-            block = self._make(self._blocks, request // _BLOCK_REQUESTS, normal=False)
-        return block[request % _BLOCK_REQUESTS * POSITIONS + position % POSITIONS]
+            block = self._make(self._blocks, index, normal=False)
+        return block[slot]
 
     def normal(self, request: int, position: int) -> float:
         """The standard normal draw of this slot: the normal quantile of the same uniform."""
-        block = self._normal_blocks.get(request // _BLOCK_REQUESTS)
+        index, slot = divmod(request * POSITIONS + position % POSITIONS, _BLOCK_SLOTS)
+        block = self._normal_blocks.get(index)
         if block is None:
-            block = self._make(self._normal_blocks, request // _BLOCK_REQUESTS, normal=True)
-        return block[request % _BLOCK_REQUESTS * POSITIONS + position % POSITIONS]
+            block = self._make(self._normal_blocks, index, normal=True)
+        return block[slot]
 
-    def _make(self, blocks: dict[int, list[float]], index: int, *, normal: bool) -> list[float]:
+    def _make(self, blocks: dict[int, array[float]], index: int, *, normal: bool) -> array[float]:
         rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, index]))
         # Multiples of 2^-52 moved by half a step: neither 0 nor 1 can come out, so that quantile functions stay finite.
-        values = (rng.integers(0, 1 << 52, _BLOCK_REQUESTS * POSITIONS) + 0.5) / (1 << 52)
-        block: list[float] = (ndtri(values) if normal else values).tolist()
+        values = (rng.integers(0, 1 << 52, _BLOCK_SLOTS) + 0.5) / (1 << 52)
+        block = array("d", (ndtri(values) if normal else values).tobytes())
         if len(blocks) >= _CACHED_BLOCKS:
             blocks.pop(next(iter(blocks)))
         blocks[index] = block

@@ -82,7 +82,11 @@ def _finish(loaded: LoadedScenario, store: RunStore, requests: dict[str, Any], w
     manifest = store.manifest(loaded, wall_s, kept)
     store.finish(loaded, summary, frontier, manifest)
     tables = RunTables(
-        measured, store.subtasks, tuple(scenario.tiers), tuple(tier.role for tier in scenario.tiers.values()), _slots(scenario)
+        measured,
+        store.subtasks,
+        tuple(scenario.tiers),
+        tuple(tier.role for tier in scenario.tiers.values()),
+        _slots(scenario),
     )
     report = write_report(store.folder, tables, summary, dict(frontier), scenario, manifest)
     return Finished(store.folder, summary, frontier, report)

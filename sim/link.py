@@ -92,7 +92,12 @@ class Link:
         rate = self._constant_rate
         departs_s = now + size_bytes / rate if rate else self._capacity.time_when(now, size_bytes)
         event = Transfer(env, departs_s, latency_s)
-        self._occupy(event, departs_s, now)
+        if self.shared:  # all others have left
+            self._sending = [event]
+            self._busy_s += departs_s - now
+            self._clock_s = self._free_from_s = departs_s
+        else:
+            self._occupy(event, departs_s, now)
         env.schedule(event, NORMAL, departs_s - now + latency_s)
         return event
 

@@ -23,17 +23,21 @@ from sim.tier import TierRuntime
 from sim.watchdog import Watchdog
 from workloads.agent import Agent
 from workloads.backend import InferenceBackend
-from workloads.task import Completion, ModelCall, Outcome, Task, worst_provenance
+from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor, worst_provenance
 
 Waits = Generator[Event, Any, Any]
+
+_observation = fast_constructor(Observation)
+_subtask_row = fast_constructor(SubtaskRow)
 
 
 class World:
     """What all requests of one simulated cell share."""
 
     __slots__ = (
-        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "env", "finished", "home_names",
-        "large", "on_end", "policy", "request_rows", "signals", "small", "subtask_rows", "tiers", "views", "watchdog",
+        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "decision_s", "env", "finished",
+        "idle", "ladders", "large", "on_end", "policy", "request_rows", "signals", "small", "subtask_rows", "tiers", "tries",
+        "under_way", "views", "watchdog",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +49,10 @@ class World:
         self.agent, self.backend, self.policy, self.signals = agent, backend, policy, signals
         self.backoff_draws, self.subtask_rows, self.request_rows = backoff_draws, subtask_rows, request_rows
         self.deadline_s = sla.deadline_s or client.timeout_s
+        self.decision_s: float = policy.options.decision_s
+        self.tries = range(client.retries + 1)
+        self.ladders = {name: (tier, *tier.fall_backs) if client.fail_over else (tier,) for name, tier in tiers.items()}
+        """Which tiers to try, in order, for a subtask placed on one."""
         self.small = next((view.name for view in views if view.role == "slm"), views[0].name)
         self.large = next((view.name for view in views if view.role == "llm"), views[-1].name)
         self.watchdog = Watchdog(env, client.timeout_s, "timeout")
@@ -53,6 +61,9 @@ class World:
         )
         self.on_end = on_end
         self.finished = 0
+        self.under_way = 0
+        self.idle: Event | None = None
+        """Set by who waits for the last request under way to end."""
 
 
 class GivenUp(Exception):
@@ -70,6 +81,7 @@ class RequestProcess:
         self.provenance = "exact"
         self.ttft_s = math.nan
         self.arrival_s = world.env.now
+        world.under_way += 1
         self.process: Process = world.env.process(self.run())
         self.process.callbacks.append(_raise_failure)
 
@@ -102,17 +114,23 @@ class RequestProcess:
 
     def _finish(self, status: str, reason: str, score: float) -> None:
         world = self.world
-        served = [row.tier for row in self.attempts if row.status == OK and row.tier >= 0]
-        small = sum(1 for tier in served if world.views[tier].role == "slm")
+        served = small = 0
+        for attempt in self.attempts:
+            if attempt.status == OK and attempt.tier >= 0:
+                served += 1
+                small += world.views[attempt.tier].role == "slm"
         row = RequestRow(
-            self.index, self.task.id, self.task.family, self.home, self.arrival_s, world.env.now, self.ttft_s, len(served),
+            self.index, self.task.id, self.task.family, self.home, self.arrival_s, world.env.now, self.ttft_s, served,
             small, score, status, reason, self.provenance,
         )  # fmt: skip
         world.request_rows.append(row)
         world.finished += 1
+        world.under_way -= 1
         world.policy.learn(row)
         if world.on_end is not None:
             world.on_end(row)
+        if world.idle is not None and not world.under_way:
+            world.idle.succeed()
 
     def _subtask(self, call: ModelCall) -> Waits:
         """Place one subtask and see it through, whatever it takes; returns its Completion or raises GivenUp."""
@@ -123,10 +141,10 @@ class RequestProcess:
             if call.tool_s:
                 yield env.timeout(call.tool_s)
             asked_s = env.now
-            seen = Observation(
+            seen = _observation((
                 self.index, call, asked_s, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
                 self.attempts, world.signals,
-            )  # fmt: skip
+            ))  # fmt: skip
             placement = world.policy.place(seen)
             if isinstance(placement, Event):  # a pending decision: someone outside steps the simulation
                 placement = yield placement
@@ -134,13 +152,12 @@ class RequestProcess:
         except Interrupt as interrupt:
             self._record_unplaced(call.position, begun_s, call.tool_s, str(interrupt.cause))
             raise
-        if not (isinstance(placement, Placement) and placement.tier in world.tiers):
+        ladder = world.ladders.get(placement.tier) if isinstance(placement, Placement) else None
+        if ladder is None:
             raise wrong_placement(placement, world.tiers)
-        first = world.tiers[placement.tier]
-        decision_s = world.policy.options.decision_s if placement.decided else 0.0
-        plan = Plan(call, placement, waited_s, decision_s)
-        for tier in (first, *first.fall_backs) if world.client.fail_over else (first,):
-            for retry in range(world.client.retries + 1):
+        plan = Plan(call, placement, waited_s, world.decision_s if placement.decided else 0.0)
+        for tier in ladder:
+            for retry in world.tries:
                 completion = yield from self._attempt(plan, tier, retry)
                 if completion is not None:
                     return completion
@@ -185,7 +202,9 @@ class RequestProcess:
                 entry = world.attempt_watchdog.watch(self.process)
             handle = world.backend.submit(call, tier.model_name)
             up, down = tier.routes(self.home)
-            upload_bytes = call.upload_bytes + attachment_bytes(call.task, plan.placement)
+            upload_bytes = call.upload_bytes
+            if call.task.attachments:
+                upload_bytes += attachment_bytes(call.task, plan.placement)
             if up is not None:
                 moving = (up, up.transfer(upload_bytes, self.index, call.position))
                 yield moving[1]
@@ -194,7 +213,8 @@ class RequestProcess:
             answer = handle.result()
             job = tier.job(answer, call, self.index)
             yield tier.fleet.submit(job)
-            marks += service_marks(job, answer, env.now, tells_first_token=tier.tells_first_token)
+            del job.done  # the event holds the job: without this, only a garbage collection would free the two
+            marks += service_marks(job, answer, env.now, tier.tells_first_token)
             plan.status, plan.retry_after_s = job.status, job.retry_after_s
             if job.status == OK:
                 download_bytes, tail_bytes = self._download(answer, down, job)
@@ -208,10 +228,11 @@ class RequestProcess:
                 moving[0].cancel(moving[1])
             elif job is not None and answer is not None:
                 tier.fleet.cancel(job)
-                marks += service_marks(job, answer, env.now, tells_first_token=tier.tells_first_token)
+                marks += service_marks(job, answer, env.now, tier.tells_first_token)
         if entry is not None:
             entry.clear()
-        marks += [env.now] * (8 - len(marks))
+        while len(marks) < 8:
+            marks.append(env.now)
         self._record(plan, tier, marks, answer, job, upload_bytes, download_bytes)
         if plan.status == "timeout":
             raise Interrupt("timeout")
@@ -232,13 +253,13 @@ class RequestProcess:
                 self.ttft_s = first_s - self.arrival_s
             if answer.provenance != self.provenance:
                 self.provenance = worst_provenance(self.provenance, answer.provenance)
-        row = SubtaskRow(
+        row = _subtask_row((
             self.index, plan.call.position, plan.attempts, tier.index, job.replica if job else 0, plan.status,
             answer.provenance if answer else "", begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,
             decided - backed_off + plan.waited_s, uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
             ttft_s, job.device_s if job else 0.0, answer.prompt_tokens if answer else 0, job.cached_tokens if job else 0,
             answer.completion_tokens if answer else 0, upload_bytes, download_bytes, plan.reason,
-        )  # fmt: skip
+        ))  # fmt: skip
         self.attempts.append(row)
         self.world.subtask_rows.append(row)
         plan.attempts += 1
@@ -267,7 +288,9 @@ class RequestProcess:
         total = answer.download_bytes + tokens * client.stream_bytes_per_token
         if down is None:
             return total, 0.0
-        generating_s = job.finished_s - job.first_token_s if job.first_token_s == job.first_token_s else 0.0
+        if job.first_token_s != job.first_token_s:  # nobody knows when it began, so nothing has travelled yet
+            return total, total
+        generating_s = job.finished_s - job.first_token_s
         return total, max(total / tokens, total - generating_s * bytes_per_s(down))
 
     def _backoff_s(self, plan: Plan, retry: int) -> float:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 Columns = Mapping[str, npt.NDArray[Any]]
-_CHUNK_ROWS = 32_768
+_CHUNK_ROWS = 1_024
 
 
 class SubtaskRow(NamedTuple):
@@ -110,7 +110,7 @@ class RowTable:
             return
         columns = zip(*self._rows, strict=True)
         kinds = self._kinds.values()
-        self._chunks.append([np.array(c, dtype=_NUMPY[k]) for c, k in zip(columns, kinds, strict=True)])
+        self._chunks.append([np.fromiter(c, _NUMPY[k], len(c)) for c, k in zip(columns, kinds, strict=True)])
         self._rows.clear()
 
 

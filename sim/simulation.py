@@ -12,6 +12,7 @@ from simpy import Environment, Event
 
 from sim.cost import LEDGER_ITEMS, TierRates, decision_charge, ledger, sla_penalties
 from sim.draws import CommonDraws, component_rng
+from sim.environment import FastEnvironment
 from sim.faults import start_faults
 from sim.policies.base import RoutingPolicy
 from sim.process import RequestProcess, World
@@ -52,7 +53,7 @@ def prepare(
     on_end: Callable[[RequestRow], None] | None = None,
 ) -> Simulation:  # fmt: skip
     """Build the world, let the policy study, and start sources and faults."""
-    env = Environment()
+    env = FastEnvironment()
     links = Links(env, scenario, seed, load_trace)
     tiers = build_tiers(env, scenario, seed, links)
     rates = tuple(rates_of(scenario).values())
@@ -81,19 +82,13 @@ def _open_source(world: World, scenario: Scenario, workload: BuiltWorkload) -> G
     """Start each request at its time, then wait until the last has ended."""
     env, homes = world.env, scenario.workload.homes
     assert workload.arrival_s is not None
-    # Only requests under way need waiting for at the end; those that ended are dropped now and then, at amortised cost.
-    latest: list[RequestProcess] = []
-    prune_at = 1024
     for index, (arrival_s, task) in enumerate(zip(workload.arrival_s.tolist(), workload.requests, strict=True)):
         if arrival_s > env.now:
             yield env.timeout(arrival_s - env.now)
-        latest.append(RequestProcess(world, index, task, index % homes))
-        if len(latest) > prune_at:
-            latest = [request for request in latest if request.process.is_alive]
-            prune_at = 2 * len(latest) + 1024
-    for request in latest:
-        if request.process.is_alive:
-            yield request.process
+        RequestProcess(world, index, task, index % homes)
+    if world.under_way:
+        world.idle = env.event()
+        yield world.idle
 
 
 def _start_users(world: World, scenario: Scenario, workload: BuiltWorkload, seed: int) -> Event:

@@ -61,7 +61,7 @@ def nominal_service_s(tier: Tier, roofline: Roofline | None, prompt_tokens: int,
     """Prefill and decode seconds of one call alone on an idle server, with median endpoint latencies."""
     decode_steps = max(0, completion_tokens - 1)
     if roofline is not None:
-        return roofline.prefill_s(prompt_tokens) + roofline.decode_span_s(1, prompt_tokens + 1, decode_steps)
+        return roofline.prefill_s(prompt_tokens) + roofline.decode_span_s(1, prompt_tokens, decode_steps)
     if tier.endpoint is not None:
         api = tier.endpoint
         return api.ttft_median_s + api.prefill_s_per_token * prompt_tokens + decode_steps / api.tokens_per_s_median
@@ -85,6 +85,4 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         )  # fmt: skip
         return float(charges.total_usd)
 
-    return Study(
-        workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd
-    )
+    return Study(workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd)

@@ -85,7 +85,11 @@ def _token_model(scenario: Scenario) -> TokenModel:
 def _modelled(scenario: Scenario, seed: int, scenario_path: Path) -> list[Task]:
     spec, rng = scenario.workload, component_rng(seed, "tasks")
     if isinstance(spec.tasks, Modelled):
-        return list(modelled_tasks(min(spec.requests, spec.tasks.distinct_tasks), rng, tokens=_token_model(scenario), name=f"seed{seed}"))
+        return list(
+            modelled_tasks(
+                min(spec.requests, spec.tasks.distinct_tasks), rng, tokens=_token_model(scenario), name=f"seed{seed}"
+            )
+        )
     rows = _trace_rows(spec.arrivals, spec.requests, scenario_path)
     quantiles = rng.random(len(rows))
     return [
@@ -108,7 +112,9 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
                 )  # fmt: skip
         return recording, None
     if set(names) != {"slm", "llm"}:
-        raise InputError("tiers", "recorded outcomes of two models need a tier of role slm and one of role llm", "Add the other")
+        raise InputError(
+            "tiers", "recorded outcomes of two models need a tier of role slm and one of role llm", "Add the other"
+        )
     pair = (names["slm"], names["llm"])
     rates = tuple(sizes[name] for name in pair)
     if isinstance(tasks, RouteLLM):
@@ -124,7 +130,9 @@ def _read_isthmus(path: Path) -> Recording:
 
 
 @lru_cache(maxsize=4)
-def _read_routellm(path: Path, models: tuple[str, ...], columns: tuple[str, ...], sizes: tuple[float, ...]) -> Recording:
+def _read_routellm(
+    path: Path, models: tuple[str, ...], columns: tuple[str, ...], sizes: tuple[float, ...]
+) -> Recording:
     return routellm_recording(path, dict(zip(models, columns, strict=True)), dict(zip(models, sizes, strict=True)))
 
 
@@ -169,7 +177,9 @@ def _trace_rows(spec: Arrivals, count: int, scenario_path: Path) -> tuple[TraceR
     rows = _read_rows(path, spec.format, count)
     if len(rows) < count:
         raise InputError(
-            str(path), f"holds {len(rows)} requests, {count} are asked for", f"Set workload.requests to at most {len(rows)}"
+            str(path),
+            f"holds {len(rows)} requests, {count} are asked for",
+            f"Set workload.requests to at most {len(rows)}",
         )
     return rows
 
@@ -177,5 +187,3 @@ def _trace_rows(spec: Arrivals, count: int, scenario_path: Path) -> tuple[TraceR
 @lru_cache(maxsize=8)
 def _read_rows(path: Path, form: str, count: int) -> tuple[TraceRequest, ...]:
     return tuple(itertools.islice(TRACE_READERS[form](path), count))
-
-

@@ -320,7 +320,9 @@ def test_what_a_request_has_spent_is_what_the_ledger_says() -> None:
 def test_estimated_service_is_what_an_idle_server_takes() -> None:
     """`service_s` of a device and of an endpoint without spread equals the simulated prefill and decoding time."""
     estimates: dict[str, float] = {}
-    for tier in (device(), api()):
+    heavy = device()
+    heavy["model"] = {**heavy["model"], "kv_bytes_per_token": 1e6}  # reading it takes 1 ms a token
+    for tier in (device(), heavy, api()):
         def note(seen: Observation) -> str:
             estimates["edge"] = seen.signals.service_s("edge", 100, 21)
             return "edge"

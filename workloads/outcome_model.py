@@ -34,9 +34,7 @@ class OutcomeModel:
         step = steps[min(call.position, len(steps) - 1)]
         score = self._score(call, model) if ends else float("nan")
         tool_text = None if ends else step.tool_text or ""
-        return step._replace(
-            prompt_tokens=call.prompt_tokens, tool_text=tool_text, score=score, provenance="modelled"
-        )
+        return step._replace(prompt_tokens=call.prompt_tokens, tool_text=tool_text, score=score, provenance="modelled")
 
     def _score(self, call: ModelCall, model: str) -> float:
         episodes = self._episodes[call.task.id]

@@ -84,7 +84,13 @@ def _record_episode(
     for turn, (action, observation) in enumerate(zip(episode.actions, episode.observations, strict=True)):
         last = turn == len(episode.actions) - 1
         step = _completion(
-            model, action, messages, bytes_per_token, score=score, tool_text=None if last else observation or "", tool_s=tool_s
+            model,
+            action,
+            messages,
+            bytes_per_token,
+            score=score,
+            tool_text=None if last else observation or "",
+            tool_s=tool_s,
         )
         recording.add(task.id, messages, step)
         steps.append(step)
