@@ -58,7 +58,9 @@ def device(role: str = "slm", **fields: Any) -> dict[str, Any]:
 
 def link(a: str, b: str, **fields: Any) -> dict[str, Any]:
     """A hop of 1e6 bytes/s and 0.1 s; fields of the profile, or `shared`, `per_home` of the hop."""
-    hop: dict[str, Any] = {name: fields.pop(name) for name in ("shared", "per_home", "up_trace", "down_trace") if name in fields}
+    hop: dict[str, Any] = {
+        name: fields.pop(name) for name in ("shared", "per_home", "up_trace", "down_trace") if name in fields
+    }
     return {"between": (a, b), "link": {**MBYTE_PER_S, **fields}, **hop}
 
 
@@ -121,6 +123,11 @@ class Chosen(RoutingPolicy):
         """Ask the function; a tier's name stands for its placement."""
         answer = self._choose(seen)
         return Placement(answer) if isinstance(answer, str) else answer
+
+
+def placing(placement: Placement) -> Chosen:
+    """A policy that always answers with this placement."""
+    return Chosen(lambda seen: placement)
 
 
 def always(tier: str, **options: Any) -> Chosen:
@@ -213,5 +220,7 @@ def sweep(folder: Path, out: Path, workers: int = 1, settings: Sequence[str] = (
     loaded = load_text(folder, SWEEP, settings)
     store = RunStore(out, loaded, expand_cells(loaded))
     store.start()
-    _run_cells([cell for cell in store.cells if not store.finished(cell)], store, run_parallel, workers, Console(quiet=True))
+    _run_cells(
+        [cell for cell in store.cells if not store.finished(cell)], store, run_parallel, workers, Console(quiet=True)
+    )
     return store.folder

@@ -15,7 +15,7 @@ from tests.bad_inputs import BASE, SCENARIO, Case, command_line, fields, recorde
 from tests.conftest import ROOT
 
 CASES = [*yaml_text.CASES, *fields.CASES, *recorded.CASES, *command_line.CASES]
-REAL_PROCESS = {"duplicate key", "python object", "line 100 is shown as a number", "no workers"}
+REAL_PROCESS = {"python object", "line 100 is shown as a number", "no workers"}
 
 
 def lay_out(case: Case, folder: Path) -> tuple[list[str], list[str], Path]:

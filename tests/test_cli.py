@@ -240,12 +240,14 @@ def test_two_policies_of_one_run_are_compared_request_by_request(finished: tuple
     assert "'all-llm'" in wrong
 
 
+@pytest.mark.slow
 def test_runs_without_anything_in_common_are_not_compared(finished: tuple[Path, Path, Result], other: Path) -> None:
     """Other seeds share no request: the message says which runs can be compared."""
     result = command("compare", finished[1] / "base" / "latest", other, code=2)
     assert "same seeds" in result.stderr
 
 
+@pytest.mark.slow
 def test_warm_up_is_left_out_of_comparisons(other: Path) -> None:
     """As it is left out of the summary."""
     assert {row[6] for row in compared(other, other)} == {"5"}
@@ -272,6 +274,7 @@ def test_frontier_knows_which_fields_are_better_small(finished: tuple[Path, Path
     assert {row[2] for row in rows_of(result.stdout)} == {row[2] for row in rows_of(same.stdout)}
 
 
+@pytest.mark.slow
 def test_frontier_tells_runs_of_one_scenario_apart(
     finished: tuple[Path, Path, Result], other: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,11 @@ def world(requests: int = 80, **fields: Any):
     """A home, a device and an endpoint, with everything drawn that can be drawn."""
     jittery = {"jitter_s": 0.05, "loss": 0.1, "bandwidth_cv": 0.4}
     document: dict[str, Any] = {
-        "workload": {"tasks": {"kind": "modelled"}, "requests": requests, "arrivals": {"kind": "poisson", "rate_per_s": 0.2}},
+        "workload": {
+            "tasks": {"kind": "modelled"},
+            "requests": requests,
+            "arrivals": {"kind": "poisson", "rate_per_s": 0.2},
+        },
         "links": (link("home", "edge", **jittery), link("edge", "cloud", **jittery)),
         "faults": ({"target": "edge-cloud", "mean_time_between_s": 60.0, "duration_s": 2.0},),
     }
@@ -52,17 +56,24 @@ def test_a_policy_changes_no_draw_of_a_call_that_both_make() -> None:
     for key in both:
         first, second = drawn[0][key], drawn[1][key]
         assert first["prefill_s"] == pytest.approx(second["prefill_s"], abs=1e-9)
-        rates = [(row["completion_tokens"] - 1) / row["decode_s"] for row in (first, second) if row["completion_tokens"] > 1]
+        rates = [
+            (row["completion_tokens"] - 1) / row["decode_s"] for row in (first, second) if row["completion_tokens"] > 1
+        ]
         assert len(rates) < 2 or rates[0] == pytest.approx(rates[1])
 
 
 def test_a_policy_changes_no_jitter_and_no_loss() -> None:
     """Over links that do not share and do not vary, an upload of the same size takes the same time to the bit of rounding."""
-    links = (link("home", "edge", jitter_s=0.2, loss=0.2, shared=False), link("edge", "cloud", jitter_s=0.2, shared=False))
+    links = (
+        link("home", "edge", jitter_s=0.2, loss=0.2, shared=False),
+        link("edge", "cloud", jitter_s=0.2, shared=False),
+    )
     seen = []
     for policy in (always("cloud"), ALTERNATING):
         table = rows(run_built(world(links=links, faults=()), policy).subtasks)
-        seen.append({(row["request"], row["position"], row["tier"], row["upload_bytes"]): row["uplink_s"] for row in table})
+        seen.append(
+            {(row["request"], row["position"], row["tier"], row["upload_bytes"]): row["uplink_s"] for row in table}
+        )
     both = seen[0].keys() & seen[1].keys()
     assert len(both) > 30
     assert [seen[0][key] for key in both] == pytest.approx([seen[1][key] for key in both], abs=1e-9)
@@ -95,7 +106,8 @@ def test_prices_change_no_time() -> None:
 
     cheap = priced(tokens={"cloud": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}})
     dear = priced(
-        tokens={"cloud": {"input_usd_per_mtok": 7.0, "output_usd_per_mtok": 20.0}}, other={"electricity_usd_per_kwh": 3.0}
+        tokens={"cloud": {"input_usd_per_mtok": 7.0, "output_usd_per_mtok": 20.0}},
+        other={"electricity_usd_per_kwh": 3.0},
     )
     for table in ("subtasks", "requests"):
         first, second = getattr(cheap, table), getattr(dear, table)
@@ -136,6 +148,7 @@ def test_a_change_of_one_link_leaves_the_other_draws() -> None:
     plain = run_built(world(links=(), faults=()), always("cloud"))
     tiers = {"edge": device(), "cloud": api(ttft_sigma=0.6, tokens_per_s_sigma=0.4), "spare": api(ttft_sigma=1.0)}
     extended = run_built(
-        scenario(tiers, workload=world().workload.model_dump(), links=(link("home", "spare", jitter_s=0.1),)), always("cloud")
+        scenario(tiers, workload=world().workload.model_dump(), links=(link("home", "spare", jitter_s=0.1),)),
+        always("cloud"),
     )
     assert plain.subtasks["prefill_s"].tolist() == extended.subtasks["prefill_s"].tolist()

@@ -31,7 +31,9 @@ def test_order_and_neighbours_of_a_cell_do_not_matter(tmp_path: Path) -> None:
     """A cell alone writes what it writes among others: nothing leaks from one simulation into the next."""
     few = ["workload.requests=60"]
     among = file_hashes(sweep(tmp_path, tmp_path / "among", settings=few))
-    alone = file_hashes(sweep(tmp_path, tmp_path / "alone", settings=[*few, "policies=[{policy: random, p: 0.5}]", "seeds=[2]"]))
+    alone = file_hashes(
+        sweep(tmp_path, tmp_path / "alone", settings=[*few, "policies=[{policy: random, p: 0.5}]", "seeds=[2]"])
+    )
     assert set(alone.values()) < set(among.values())
 
 

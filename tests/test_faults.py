@@ -38,12 +38,15 @@ class Switch:
         self._turn("up", up=True)
 
 
-def broken(*faults: dict[str, Any], until_s: float, seed: int = 1, replicas: int = 2) -> tuple[list[Switch], list[Switch]]:
+def broken(
+    *faults: dict[str, Any], until_s: float, seed: int = 1, replicas: int = 2
+) -> tuple[list[Switch], list[Switch]]:
     """What happens to the two directions of link `a-b` and to the servers of tier `edge`."""
     env = Environment()
     links, servers = [Switch(env), Switch(env)], [Switch(env) for _ in range(replicas)]
+    hops: Any = {"a-b": [tuple(links)]}
     tiers: Any = {"edge": SimpleNamespace(fleet=SimpleNamespace(servers=tuple(servers)))}
-    start_faults(env, [Fault(**fault) for fault in faults], seed, tiers, {"a-b": [tuple(links)]})  # type: ignore[dict-item]
+    start_faults(env, [Fault(**fault) for fault in faults], seed, tiers, hops)
     env.run(until=until_s)
     return links, servers
 

@@ -16,7 +16,15 @@ from sim.study import study_of
 from sim.workload import build_workload
 from tests.helpers import NOWHERE, Chosen, Step, always, api, device, link, rows, run, run_built, scenario, task
 
-ITEMS = ("api_input_usd", "api_cached_usd", "api_output_usd", "transfer_usd", "energy_usd", "hardware_usd", "carbon_usd")
+ITEMS = (
+    "api_input_usd",
+    "api_cached_usd",
+    "api_output_usd",
+    "transfer_usd",
+    "energy_usd",
+    "hardware_usd",
+    "carbon_usd",
+)
 MIXED = Chosen(lambda seen: ("edge", "cloud")[(seen.request + seen.call.position) % 2], decision_s=0.03)
 
 
@@ -90,7 +98,11 @@ def test_the_ledger_recomputed_in_decimals(tmp_path: Path) -> None:
     for row in subtasks:
         items = bill(row)
         for name, expected in items.items():
-            assert row[name] == pytest.approx(float(expected), rel=1e-9, abs=1e-18), (row["request"], row["position"], name)
+            assert row[name] == pytest.approx(float(expected), rel=1e-9, abs=1e-18), (
+                row["request"],
+                row["position"],
+                name,
+            )
         assert row["total_usd"] == pytest.approx(float(sum(items.values())), rel=1e-9)
         total += sum(items.values())
     for row in requests:
@@ -137,7 +149,9 @@ def test_a_call_cut_short_in_prefill_pays_its_tokens() -> None:
 def test_the_price_library_is_what_is_charged() -> None:
     """GPT-4o at 2.50 $ in and 10 $ out per million tokens, as published, on the bill of a simulated call."""
     cloud = {**api(), "model": "gpt-4o"}
-    (row,) = rows(run(scenario({"cloud": cloud}), [task(Step(prompt_tokens=1000, output_tokens=500))], always("cloud")).subtasks)
+    (row,) = rows(
+        run(scenario({"cloud": cloud}), [task(Step(prompt_tokens=1000, output_tokens=500))], always("cloud")).subtasks
+    )
     assert row["total_usd"] == pytest.approx(1000 * 2.5e-6 + 500 * 10e-6)
 
 

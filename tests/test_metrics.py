@@ -39,7 +39,15 @@ def test_means_by_hand() -> None:
     (row,) = summary_of(
         {"request": 0, "task_id": "a", "score": 1.0, "total_usd": 0.01, "latency_s": 1.0},
         {"request": 1, "task_id": "b", "score": 1.0, "slm_subtasks": 2, "total_usd": 0.04, "latency_s": 3.0},
-        {"request": 2, "task_id": "c", "score": 0.0, "slm_subtasks": 0, "total_usd": 0.10, "latency_s": 8.0, "status": "timeout"},
+        {
+            "request": 2,
+            "task_id": "c",
+            "score": 0.0,
+            "slm_subtasks": 0,
+            "total_usd": 0.10,
+            "latency_s": 8.0,
+            "status": "timeout",
+        },
     )
     assert row["accuracy"] == pytest.approx(2 / 3)
     assert (row["slm_usage"], row["llm_share"]) == pytest.approx((0.5, 0.5))
@@ -55,7 +63,13 @@ def test_intervals_are_those_of_the_clusters() -> None:
     """Means carry the cluster interval over tasks and seeds; shares stay within 0 and 1, money above 0."""
     rng = np.random.default_rng(1)
     rows = [
-        {"request": i, "seed": seed, "task_id": f"t{i}", "score": float(rng.random() < 0.98), "total_usd": float(rng.exponential())}
+        {
+            "request": i,
+            "seed": seed,
+            "task_id": f"t{i}",
+            "score": float(rng.random() < 0.98),
+            "total_usd": float(rng.exponential()),
+        }
         for seed in (1, 2, 3)
         for i in range(40)
     ]
@@ -104,7 +118,15 @@ def test_one_request_has_no_interval() -> None:
 def test_variants_and_policies_keep_their_order() -> None:
     """One row per variant and policy in the order of the run, each of its own requests."""
     rows = [
-        {"variant": variant, "policy": policy, "family": policy, "score": score, "knob": knob, "task_id": f"t{i}", "request": i}
+        {
+            "variant": variant,
+            "policy": policy,
+            "family": policy,
+            "score": score,
+            "knob": knob,
+            "task_id": f"t{i}",
+            "request": i,
+        }
         for variant, score in (("b", 1.0), ("a", 0.0))
         for policy, knob in (("zeta", 0.5), ("alpha", math.nan))
         for i in range(2)
@@ -117,14 +139,18 @@ def test_variants_and_policies_keep_their_order() -> None:
 
 def test_provenance_is_shown_as_shares() -> None:
     """How much is exact, live and modelled adds up to everything."""
-    (row,) = summary_of(*({"request": i, "provenance": name} for i, name in enumerate(("exact", "modelled", "modelled", "live"))))
+    (row,) = summary_of(
+        *({"request": i, "provenance": name} for i, name in enumerate(("exact", "modelled", "modelled", "live")))
+    )
     assert (row["exact_share"], row["live_share"], row["modelled_share"]) == (0.25, 0.25, 0.5)
 
 
 # ------------------------------------------------------------------------------------------------------------- frontiers
 
 
-def family(name: str, policy: str, share: float, right: int, cost: float, variant: str = "base") -> list[dict[str, Any]]:
+def family(
+    name: str, policy: str, share: float, right: int, cost: float, variant: str = "base"
+) -> list[dict[str, Any]]:
     """Ten tasks of ten subtasks each under one policy: `right` of them end right, `share` of the subtasks run large."""
     return [
         {"variant": variant, "family": name, "policy": policy, "request": i, "task_id": f"t{i}", "score": float(i < right),
@@ -156,7 +182,11 @@ def test_a_family_of_known_area() -> None:
 
 def test_random_mixes_have_an_apgr_of_one_half() -> None:
     """Policies on the line between the pure ones recover half of the gap on average."""
-    mixes = [row for share, right in ((0.2, 5), (0.6, 7)) for row in family("random", f"random({share})", share, right, 1 + 10 * share)]
+    mixes = [
+        row
+        for share, right in ((0.2, 5), (0.6, 7))
+        for row in family("random", f"random({share})", share, right, 1 + 10 * share)
+    ]
     assert frontier_of(*PURE, *mixes)["base"]["random"]["apgr"] == pytest.approx(0.5)
 
 
@@ -180,7 +210,10 @@ def test_variants_have_frontiers_of_their_own() -> None:
 
 def test_an_oracle_that_was_never_served_hides_no_other_metric() -> None:
     """Its share is unknown, so the gap to it is; everything else of the family is measured."""
-    lost = [{**row, "subtasks": 0, "slm_subtasks": 0, "score": 0.0} for row in family("oracle-cost", "oracle-cost", 0.4, 0, 0.0)]
+    lost = [
+        {**row, "subtasks": 0, "slm_subtasks": 0, "score": 0.0}
+        for row in family("oracle-cost", "oracle-cost", 0.4, 0, 0.0)
+    ]
     router = frontier_of(*PURE, *lost, *family("router", "router", 0.3, 8, 4.0))["base"]["router"]
     assert router["apgr"] == pytest.approx(0.75)
     assert router["oracle_gap_closed"] is None
@@ -191,12 +224,18 @@ def test_intervals_of_the_frontier_hold_their_estimates() -> None:
     rng = np.random.default_rng(3)
     rows = []
     for name, share, chance in (("all-slm", 0.0, 0.4), ("all-llm", 1.0, 0.9), ("router", 0.3, 0.7)):
-        for i in range(300):
-            rows.append({"family": name, "policy": name, "request": i, "task_id": f"t{i}", "score": float(rng.random() < chance),
-                         "subtasks": 10, "slm_subtasks": round(10 * (1 - share)), "total_usd": 1 + 10 * share})  # fmt: skip
+        rows += [
+            {"family": name, "policy": name, "request": i, "task_id": f"t{i}", "score": float(rng.random() < chance),
+             "subtasks": 10, "slm_subtasks": round(10 * (1 - share)), "total_usd": 1 + 10 * share}
+            for i in range(300)
+        ]  # fmt: skip
     router = frontier_of(*rows)["base"]["router"]
     for name in ("apgr", "cpt50", "aiq", "hypervolume"):
-        assert router[f"{name}_lo"] < router[name] < router[f"{name}_hi"], name
+        lo, estimate, hi = router[f"{name}_lo"], router[name], router[f"{name}_hi"]
+        assert lo is not None
+        assert estimate is not None
+        assert hi is not None
+        assert lo < estimate < hi, name
 
 
 def test_a_run_of_pure_policies_has_no_families() -> None:
@@ -207,8 +246,14 @@ def test_a_run_of_pure_policies_has_no_families() -> None:
 def test_everything_is_plain_json() -> None:
     """Summaries and frontiers hold strings, numbers and nulls, never NaN, whatever is unknown."""
     lost = {"subtasks": 0, "slm_subtasks": 0, "ttft_s": math.nan, "status": "failed", "score": 0.0, "total_usd": 0.0}
-    rows = [*PURE, *family("router", "router", 0.3, 8, 4.0), *({"policy": "x", "family": "x", "request": i, **lost} for i in range(2))]
+    rows = [
+        *PURE,
+        *family("router", "router", 0.3, 8, 4.0),
+        *({"policy": "x", "family": "x", "request": i, **lost} for i in range(2)),
+    ]
     text = json.dumps([summary_of(*rows), frontier_of(*rows)], allow_nan=False)
     summary, frontier = json.loads(text)
     assert {f"{name}{bound}" for name in (*MEANS, *QUANTILES) for bound in ("", "_lo", "_hi")} <= set(summary[0])
-    assert {f"{name}{bound}" for name in FRONTIER_METRICS for bound in ("", "_lo", "_hi")} == set(frontier["base"]["router"])
+    assert {f"{name}{bound}" for name in FRONTIER_METRICS for bound in ("", "_lo", "_hi")} == set(
+        frontier["base"]["router"]
+    )

@@ -34,10 +34,25 @@ def outcome(task: Task, place: Callable[[ModelCall], str]) -> Trial:
     return run_trial(MODEL.agent, task, MODEL, place)
 
 
+def on(model: str) -> Callable[[ModelCall], str]:
+    """Every call to one model."""
+    return lambda call: model
+
+
+def alternately(call: ModelCall) -> str:
+    """Small and large in turn."""
+    return ("small", "large")[call.position % 2]
+
+
 def accuracy(place: Callable[[Task, np.random.Generator], Callable[[ModelCall], str]]) -> float:
     """Share of the tasks that end right."""
     rng = np.random.default_rng(2)
     return float(np.mean([outcome(task, place(task, rng)).score for task in tasks()]))
+
+
+def pure_accuracy(model: str) -> float:
+    """Accuracy of one model throughout."""
+    return accuracy(lambda task, rng: on(model))
 
 
 def one_small_step(where: float) -> Callable[[Task, np.random.Generator], Callable[[ModelCall], str]]:
@@ -56,8 +71,8 @@ def one_small_step(where: float) -> Callable[[Task, np.random.Generator], Callab
 
 def test_all_large_and_all_small() -> None:
     """HERA/AIMS, Fig. 2: 93.15 % with the large model throughout, 42.95 % with the small one."""
-    assert accuracy(lambda task, rng: lambda call: "large") == pytest.approx(0.9315, abs=SAMPLING)
-    assert accuracy(lambda task, rng: lambda call: "small") == pytest.approx(0.4295, abs=SAMPLING)
+    assert pure_accuracy("large") == pytest.approx(0.9315, abs=SAMPLING)
+    assert pure_accuracy("small") == pytest.approx(0.4295, abs=SAMPLING)
 
 
 def test_a_coin_for_every_step() -> None:
@@ -70,7 +85,7 @@ def test_a_coin_for_every_step() -> None:
 def test_one_small_step(where: float, published: float) -> None:
     """Fig. 4a: one early, middle or late small step costs 5.25, 7.59 and 9.53 points; within half a point of each."""
     # Paired on the same tasks: a cost of 10 points has a standard error of 0.2.
-    cost = accuracy(lambda task, rng: lambda call: "large") - accuracy(one_small_step(where))
+    cost = pure_accuracy("large") - accuracy(one_small_step(where))
     assert cost == pytest.approx(published, abs=0.005 + 0.006)
 
 
@@ -83,7 +98,7 @@ def test_late_steps_matter_more() -> None:
 def test_number_of_steps() -> None:
     """5.9 steps with the large model on average, 6.37 with the small one, which sometimes needs one more."""
     for model, mean in (("large", 5.9), ("small", 6.37)):
-        steps = np.mean([len(outcome(task, lambda call, model=model: model).models) for task in tasks()[:10_000]])
+        steps = np.mean([len(outcome(task, on(model)).models) for task in tasks()[:10_000]])
         assert steps == pytest.approx(mean, abs=0.08)
 
 
@@ -130,7 +145,11 @@ def test_weights_sum_to_one_and_rise(subtasks: int) -> None:
 @given(number=st.integers(0, 999))
 def test_more_small_steps_never_help(number: int) -> None:
     """On one task, a placement whose small steps include another's never scores higher than it."""
-    task = next(itertools.islice(modelled_tasks(1000, np.random.default_rng(3), tokens=TokenModel(max_subtasks=5)), number, None))
+    task = next(
+        itertools.islice(
+            modelled_tasks(1000, np.random.default_rng(3), tokens=TokenModel(max_subtasks=5)), number, None
+        )
+    )
     trials = list(enumerate_trials(MODEL.agent, task, MODEL, ["small", "large"]))
     # Follow-up steps of small ones have no weight: what counts is which of the task's own steps ran small.
     scores: dict[frozenset[int], set[float]] = {}
@@ -145,33 +164,32 @@ def test_more_small_steps_never_help(number: int) -> None:
 
 def _small_steps(task: Task, trial: Trial) -> frozenset[int]:
     """Indices of the task's own steps that ran small, follow-up steps left out."""
-    small, step, models = set(), 0, iter(trial.models)
-    for model in models:
-        if model == "small":
+    small, models = set(), iter(trial.models)
+    for step, follows in enumerate(task.latent.extra):
+        if next(models) == "small":
             small.add(step)
-            if task.latent.extra[step]:
+            if follows:
                 next(models)
-        step += 1
     return frozenset(small)
 
 
 def test_a_placement_always_ends_the_same() -> None:
     """Running a task again gives the same calls, sizes and score."""
     for task in tasks()[:200]:
-        first, second = (outcome(task, lambda call: ("small", "large")[call.position % 2]) for _ in range(2))
+        first, second = (outcome(task, alternately) for _ in range(2))
         assert first == second
 
 
 def test_a_better_small_model_does_less_harm() -> None:
     """Quality 0.4 counts as 0.6 of a small step: its accuracy lies between the two pure ones."""
-    small, middle, large = (accuracy(lambda task, rng, model=model: lambda call: model) for model in ("small", "middle", "large"))
+    small, middle, large = (pure_accuracy(model) for model in ("small", "middle", "large"))
     assert small <= middle < large
 
 
 def test_conversations_grow() -> None:
     """Each prompt is the one before with its answer and the tool's; the upload follows it at 4 bytes a token."""
     for task in tasks()[:100]:
-        trial = outcome(task, lambda call: "large")
+        trial = outcome(task, on("large"))
         assert trial.calls[0].prompt_tokens == task.prompt_tokens
         for step, (before, after) in enumerate(itertools.pairwise(trial.calls)):
             answer = trial.completions[step].completion_tokens
@@ -184,7 +202,7 @@ def test_a_trace_request_is_one_step() -> None:
     """A trace's request keeps its token counts on either model."""
     task = trace_task(7, 1234, 56, (1, 2), 0.5)
     for model in ("small", "large"):
-        trial = outcome(task, lambda call, model=model: model)
+        trial = outcome(task, on(model))
         assert [(call.prompt_tokens, call.prefix_blocks) for call in trial.calls] == [(1234, (1, 2))]
         assert [completion.completion_tokens for completion in trial.completions] == [56]
 
@@ -207,7 +225,7 @@ def test_the_simulation_scores_what_the_model_says() -> None:
         records = run_built(world, policy)
         assert set(records.requests["status"]) == {"completed"}
         for request in rows(records.requests):
-            place = (lambda call, name=name: name) if name != "mixed" else (lambda call: ("small", "large")[call.position % 2])
+            place = alternately if name == "mixed" else on(name)
             trial = outcome(offline[request["task_id"]], place)
             assert (request["score"], request["subtasks"]) == (trial.score, len(trial.models))
             assert request["provenance"] == "modelled"

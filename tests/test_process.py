@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from simpy import Environment
 
 from sim.policies.base import Placement
 from tests.helpers import (
-    Chosen,
     Step,
     always,
     api,
@@ -17,6 +15,7 @@ from tests.helpers import (
     device,
     link,
     phases,
+    placing,
     rows,
     run,
     scenario,
@@ -24,7 +23,6 @@ from tests.helpers import (
     spaced,
     task,
 )
-from workloads.errors import InputError
 from workloads.task import Attachment
 
 HOME_EDGE = link("home", "edge")
@@ -165,7 +163,7 @@ def test_attachments_go_along_as_placed() -> None:
     uploads = []
     for wanted in (None, (), ("back",), ("front", "back")):
         placement = Placement("edge", modalities=wanted)
-        records = run(scenario(EDGE_ONLY), [task(attachments=pictures)], Chosen(lambda seen, chosen=placement: chosen))
+        records = run(scenario(EDGE_ONLY), [task(attachments=pictures)], placing(placement))
         uploads.append(rows(records.subtasks)[0]["upload_bytes"] - 500_000)
     assert uploads == [1_250_000, 0, 250_000, 1_250_000]
 
@@ -290,7 +288,7 @@ def test_an_attempt_timeout_is_retried_and_failed_over() -> None:
     """Two tries of 1 s at a server that takes 2 s, then the other tier; reasons say why."""
     client = {"attempt_timeout_s": 1.0, "retries": 1, "backoff_s": 0.0, "stream": False}
     world = scenario({"edge": slots(), "cloud": slots("llm", 0.5)}, links=(HOME_EDGE,), client=client)
-    records = run(world, [task(Step(upload_bytes=100_000))], Chosen(lambda seen: Placement("edge", "on a whim")))
+    records = run(world, [task(Step(upload_bytes=100_000))], placing(Placement("edge", "on a whim")))
     table = [(row["attempt"], row["tier"], row["status"], row["reason"], phases(row)) for row in rows(records.subtasks)]
     assert table == [
         (0, 0, "attempt-timeout", "on a whim", [("uplink_s", 0.2), ("decode_s", 0.8)]),

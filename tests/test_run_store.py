@@ -41,7 +41,9 @@ seeds: [1, 2]
 QUIET = Console(quiet=True)
 
 
-def opened(folder: Path, *settings: str, text: str = SCENARIO, out: Path | None = None) -> tuple[RunStore, LoadedScenario]:
+def opened(
+    folder: Path, *settings: str, text: str = SCENARIO, out: Path | None = None
+) -> tuple[RunStore, LoadedScenario]:
     """The store of a scenario in this folder, nothing run yet."""
     loaded = load_text(folder, text, settings)
     return RunStore(out or folder / "results", loaded, expand_cells(loaded)), loaded
@@ -266,11 +268,15 @@ def test_summaries_agree_with_the_records(finished: tuple[RunStore, LoadedScenar
         mine = table["policy"] == row["policy"]
         assert row["n"] == mine.sum() == 24
         assert row["accuracy"] == pytest.approx(table["score"][mine].mean()) == pytest.approx(float(text["accuracy"]))
-        assert row["cost_usd"] == pytest.approx(table["total_usd"][mine].mean()) == pytest.approx(float(text["cost_usd"]))
+        assert (
+            row["cost_usd"] == pytest.approx(table["total_usd"][mine].mean()) == pytest.approx(float(text["cost_usd"]))
+        )
     assert json.loads((store.folder / "frontier.json").read_text())["base"].keys() == {"random"}
 
 
-def test_the_resolved_scenario_is_the_same_experiment(finished: tuple[RunStore, LoadedScenario], tmp_path: Path) -> None:
+def test_the_resolved_scenario_is_the_same_experiment(
+    finished: tuple[RunStore, LoadedScenario], tmp_path: Path
+) -> None:
     """scenario.yaml has every profile and default written out; run again, it is the very same run."""
     store, _ = finished
     resolved = (store.folder / "scenario.yaml").read_text()
@@ -321,7 +327,7 @@ def test_a_run_in_which_nothing_completes_is_an_error(tmp_path: Path) -> None:
     """The error says why requests ended and where the records are; no summary is written."""
     settings = ("faults=[{target: edge, at_s: [0], duration_s: 100000}]", "client.fail_over=false", "client.retries=0")
     store, loaded = opened(tmp_path, *settings, "policies=[all-slm]")
-    with pytest.raises(IsthmusError, match="no request completed.*unavailable at edge"):
+    with pytest.raises(IsthmusError, match=r"no request completed.*unavailable at edge"):
         run_experiment(loaded, store, _no_parallel, 1, QUIET)
     assert not (store.folder / "summary.json").exists()
     assert not (store.folder.parent / "latest").exists()
@@ -331,5 +337,5 @@ def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     """A file where the results folder should be is an input error that names it."""
     (tmp_path / "taken").write_text("a file")
     store, _ = opened(tmp_path, out=tmp_path / "taken")
-    with pytest.raises(InputError, match="taken.*Choose another --out"):
+    with pytest.raises(InputError, match=r"taken.*Choose another --out"):
         store.start()

@@ -175,7 +175,9 @@ def test_prices_move_no_event() -> None:
         for name in lists[1:]:
             np.testing.assert_array_equal(found[name, family]["end_s"], found[lists[0], family]["end_s"])
     assert len({mean(found[name, "random"], "total_usd") for name in lists}) == len(lists)
-    cost = {name: (mean(found[name, "all-slm"], "total_usd"), mean(found[name, "all-llm"], "total_usd")) for name in lists}
+    cost = {
+        name: (mean(found[name, "all-slm"], "total_usd"), mean(found[name, "all-llm"], "total_usd")) for name in lists
+    }
     assert cost["2025-06-01"][1] == pytest.approx(5 * cost["2025-07-01"][1], rel=0.1)
     assert all(small < large for name, (small, large) in cost.items() if name != "cheap-api-idle-hardware")
     assert cost["cheap-api-idle-hardware"][0] > cost["cheap-api-idle-hardware"][1]
@@ -194,7 +196,13 @@ def test_saturation_takes_off_beyond_the_knee() -> None:
     assert p95(found[high, "all-llm"]) == pytest.approx(p95(found[low, "all-llm"]), rel=0.1)
 
 
-FAULTS = {"link-outage": "random", "api-outage": "random", "api-slow": "random", "device-crash": "all-slm", "none": "all-llm"}
+FAULTS = {
+    "link-outage": "random",
+    "api-outage": "random",
+    "api-slow": "random",
+    "device-crash": "all-slm",
+    "none": "all-llm",
+}
 """The fault and a policy that it hits; under `none` the rate limit hits all-llm."""
 
 

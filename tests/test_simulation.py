@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,10 @@ def check_request(world: Scenario, request: dict[str, Any], attempts: list[dict[
     assert request["subtasks"] == len(served)
     assert request["slm_subtasks"] == sum(roles[row["tier"]] == "slm" for row in served)
     assert [row["position"] for row in served] == list(range(len(served))), "one answer a subtask, in order"
-    for before, after in zip(attempts, attempts[1:], strict=False):
-        expected = (before["position"] + 1, 0) if before["status"] == "ok" else (before["position"], before["attempt"] + 1)
+    for before, after in itertools.pairwise(attempts):
+        expected = (
+            (before["position"] + 1, 0) if before["status"] == "ok" else (before["position"], before["attempt"] + 1)
+        )
         assert (after["position"], after["attempt"]) == expected
         assert before["status"] != "timeout", "nothing follows a timeout"
     if request["status"] == "completed":
@@ -106,8 +109,11 @@ def worlds(draw: st.DrawFn) -> Scenario:
     places = {"home-edge": "outage", "edge-cloud": "outage", "edge": "outage", "cloud": "crash"}
     faults = []
     for target in draw(st.lists(st.sampled_from(sorted(places)), max_size=3)):
-        when = draw(st.sampled_from([{"at_s": (1.0, 4.0)}, {"mean_time_between_s": 8.0}]))
-        faults.append({"target": target, "kind": places[target], "duration_s": draw(st.sampled_from([0.5, 6.0])), **when})
+        times: list[dict[str, Any]] = [{"at_s": (1.0, 4.0)}, {"mean_time_between_s": 8.0}]
+        when = draw(st.sampled_from(times))
+        faults.append(
+            {"target": target, "kind": places[target], "duration_s": draw(st.sampled_from([0.5, 6.0])), **when}
+        )
     arrivals = draw(st.sampled_from([
         {"kind": "poisson", "rate_per_s": 2.0}, {"kind": "constant", "rate_per_s": 50.0},
         {"kind": "closed", "users": 3, "think_s": 0.5}, {"kind": "closed", "users": 2, "think_s": 0.0},
@@ -175,7 +181,9 @@ def test_a_pending_decision_gives_the_same_records() -> None:
         pending.append((event, seen))
         return event
 
-    workload = BuiltWorkload(tasks, tasks, scripted_agent, ScriptedBackend(scripted_answer), np.array([0.0, 0.5, 1.0, 9.0]))
+    workload = BuiltWorkload(
+        tasks, tasks, scripted_agent, ScriptedBackend(scripted_answer), np.array([0.0, 0.5, 1.0, 9.0])
+    )
     simulation = prepare(world, workload, Chosen(ask), 1, lambda file: None)  # type: ignore[arg-type,return-value]
     steps = 0
     while not simulation.done.processed:
@@ -193,16 +201,19 @@ def test_a_pending_decision_gives_the_same_records() -> None:
             np.testing.assert_array_equal(column, theirs[name], err_msg=name)
 
 
+def clock(seen: Observation) -> Environment:
+    """The simulation's environment, which a policy that decides in virtual time needs."""
+    environment: Environment = seen.signals._tiers["edge"].fleet.servers[0].env  # type: ignore[attr-defined]
+    return environment
+
+
 def test_a_decision_that_takes_time_is_booked_as_one() -> None:
     """Seconds until a pending decision comes are decision time, on top of decision_s, and nobody is paid twice for a retry."""
     fault = {"target": "edge", "at_s": (1.5,), "duration_s": 0.1}
     world = scenario({"edge": slots()}, faults=(fault,), client={"retries": 3, "backoff_s": 1.0})
 
     def slowly(seen: Observation) -> Event:
-        return simulation_env(seen).timeout(0.5, Placement("edge"))
-
-    def simulation_env(seen: Observation) -> Environment:
-        return seen.signals._tiers["edge"].fleet.servers[0].env  # type: ignore[attr-defined,no-any-return]
+        return clock(seen).timeout(0.5, Placement("edge"))
 
     records = run(world, [task(Step(tool_s=0.25))], Chosen(slowly, decision_s=0.125))
     first, second = rows(records.subtasks)
@@ -214,7 +225,7 @@ def test_a_decision_that_takes_time_is_booked_as_one() -> None:
 def test_a_timeout_in_a_pending_decision() -> None:
     """A decision that never comes does not hold a request for ever."""
     world = scenario({"edge": slots()}, client={"timeout_s": 3.0})
-    records = run(world, [task(Step(tool_s=1.0))], Chosen(lambda seen: seen.signals._tiers["edge"].fleet.servers[0].env.event()))  # type: ignore[attr-defined]
+    records = run(world, [task(Step(tool_s=1.0))], Chosen(lambda seen: clock(seen).event()))
     (row,) = rows(records.subtasks)
     assert (row["tier"], row["status"], phases(row)) == (-1, "timeout", [("tool_s", 1.0), ("decision_s", 2.0)])
     assert rows(records.requests)[0]["status"] == "timeout"
@@ -223,7 +234,7 @@ def test_a_timeout_in_a_pending_decision() -> None:
 @pytest.mark.parametrize("answer", ["egde", None, 3, Placement("cluod")])
 def test_a_policy_that_names_no_tier_is_told_so(answer: object) -> None:
     """A wrong placement is an input error that names the tiers, never a traceback of a dictionary."""
-    with pytest.raises(InputError, match="edge|Placement"):
+    with pytest.raises(InputError, match=r"edge|Placement"):
         run(scenario(TWO_TIERS), [task()], Chosen(lambda seen: answer))
 
 
@@ -243,7 +254,8 @@ def test_closed_loop_users_think() -> None:
     """N users, R s of service and Z s of thinking: throughput N / (R + Z) while the server is no bottleneck."""
     arrivals = {"kind": "closed", "users": 5, "think_s": 8.0}
     world = scenario(
-        {"edge": slots(slots=50)}, workload={"tasks": {"kind": "modelled"}, "requests": 3000, "arrivals": arrivals, "homes": 5}
+        {"edge": slots(slots=50)},
+        workload={"tasks": {"kind": "modelled"}, "requests": 3000, "arrivals": arrivals, "homes": 5},
     )
     records = run(world, [task()] * 3000, always("edge"))
     throughput = 3000 / records.requests["end_s"].max()
@@ -323,6 +335,7 @@ def test_estimated_service_is_what_an_idle_server_takes() -> None:
     heavy = device()
     heavy["model"] = {**heavy["model"], "kv_bytes_per_token": 1e6}  # reading it takes 1 ms a token
     for tier in (device(), heavy, api()):
+
         def note(seen: Observation) -> str:
             estimates["edge"] = seen.signals.service_s("edge", 100, 21)
             return "edge"
@@ -391,7 +404,9 @@ def test_affinity_keeps_a_conversation_where_its_cache_is() -> None:
 def test_cached_tokens_are_billed_at_their_own_price() -> None:
     """3 $ a million fresh, 0.3 $ a million cached: what the cache held costs a tenth."""
     price = {"input_usd_per_mtok": 3.0, "cached_input_usd_per_mtok": 0.3, "output_usd_per_mtok": 15.0}
-    records = run(scenario({"cloud": api()}, pricing={"tokens": {"cloud": price}}), [task(*growing(2))], always("cloud"))
+    records = run(
+        scenario({"cloud": api()}, pricing={"tokens": {"cloud": price}}), [task(*growing(2))], always("cloud")
+    )
     second = rows(records.subtasks)[1]
     assert second["cached_tokens"] == 2021 // 128 * 128
     assert second["api_input_usd"] == pytest.approx((2061 - 1920) * 3e-6)
@@ -408,7 +423,9 @@ def test_a_backend_that_fails_stops_the_simulation_with_its_own_error() -> None:
         raise InputError("here", "nothing recorded", "Record it")
 
     for arrivals in ({"kind": "poisson"}, {"kind": "closed", "users": 2, "think_s": 0.0}):
-        world = scenario({"edge": slots()}, workload={"tasks": {"kind": "modelled"}, "requests": 2, "arrivals": arrivals})
+        world = scenario(
+            {"edge": slots()}, workload={"tasks": {"kind": "modelled"}, "requests": 2, "arrivals": arrivals}
+        )
         with pytest.raises(InputError, match="nothing recorded"):
             run(world, [task()] * 2, always("edge"), backend=ScriptedBackend(refuse))
 

@@ -49,7 +49,9 @@ def test_modelled_options_reach_the_tasks() -> None:
     tasks = {"kind": "modelled", "mean_subtasks": 3.0, "prompt_tokens": 900.0, "tokens_cv": 0.0, "tool_s": 0.5}
     built = build_workload(asking(tasks, 2000), 1, NOWHERE)
     assert {len(task.latent.weights) for task in built.requests} == {3}
-    assert np.mean([task.prompt_tokens for task in built.requests]) == pytest.approx(900 * np.sinh(0.25) / 0.25, rel=0.02)
+    assert np.mean([task.prompt_tokens for task in built.requests]) == pytest.approx(
+        900 * np.sinh(0.25) / 0.25, rel=0.02
+    )
     records = run_built(asking(tasks), always("edge"))
     assert {row["tool_s"] for row in rows(records.subtasks)} == {0.0, 0.5}
 
@@ -84,8 +86,8 @@ def test_a_recording_is_replayed(tmp_path: Path) -> None:
     path = tmp_path / NOWHERE.name
     built = build_workload(world, 1, path)
     assert Counter(task.id for task in built.requests) == {f"q{i}": 2 for i in range(4)}
-    for closer, score in (("edge", 0.0), ("cloud", 1.0)):
-        policy = Chosen(lambda seen, closer=closer: closer if seen.call.position else "edge")
+    crossing = Chosen(lambda seen: "cloud" if seen.call.position else "edge")
+    for policy, score in ((always("edge"), 0.0), (crossing, 1.0)):
         records = simulate(world, built, policy, 1, lambda file: load_trace(file, path))
         assert records.requests["score"].tolist() == [score] * 8
         assert set(records.requests["provenance"]) == {"exact"}
@@ -97,18 +99,23 @@ def test_a_path_nobody_recorded_is_refused_with_the_nearest(tmp_path: Path) -> N
     world = asking({"kind": "recording", "path": recorded(tmp_path, mixed=False)}, 1)
     path = tmp_path / NOWHERE.name
     policy = Chosen(lambda seen: "cloud" if seen.call.position else "edge")
-    with pytest.raises(RecordingMiss, match=r"no answer of 'cloud' to subtask 1 of task 'q\d'.*nearest recorded conversation is 'edge'"):
+    with pytest.raises(
+        RecordingMiss, match=r"no answer of 'cloud' to subtask 1 of task 'q\d'.*nearest recorded conversation is 'edge'"
+    ):
         simulate(world, build_workload(world, 1, path), policy, 1, lambda file: load_trace(file, path))
 
 
 def test_a_model_without_answers_is_an_input_error(tmp_path: Path) -> None:
     """The tiers' models must be among the recorded ones; the message names those."""
     recorded(tmp_path)
-    world = scenario({"edgy": slots()}, workload={"tasks": {"kind": "recording", "path": "answers.jsonl.gz"}, "requests": 1})
+    world = scenario(
+        {"edgy": slots()}, workload={"tasks": {"kind": "recording", "path": "answers.jsonl.gz"}, "requests": 1}
+    )
     with pytest.raises(InputError, match=r"answers\.jsonl\.gz.*no answers of 'edgy'.*edge, cloud"):
         build_workload(world, 1, tmp_path / NOWHERE.name)
     named = scenario(
-        {"edgy": slots(model_name="cloud")}, workload={"tasks": {"kind": "recording", "path": "answers.jsonl.gz"}, "requests": 1}
+        {"edgy": slots(model_name="cloud")},
+        workload={"tasks": {"kind": "recording", "path": "answers.jsonl.gz"}, "requests": 1},
     )
     assert len(build_workload(named, 1, tmp_path / NOWHERE.name).tasks) == 4
 
@@ -168,7 +175,9 @@ def test_intercode_episodes(shared_data) -> None:
 
 def test_recorded_pairs_need_both_roles() -> None:
     """Outcomes of two models need a small and a large tier."""
-    world = scenario({"edge": slots()}, workload={"tasks": {"kind": "routellm", "path": "x.csv", "slm": "a", "llm": "b"}})
+    world = scenario(
+        {"edge": slots()}, workload={"tasks": {"kind": "routellm", "path": "x.csv", "slm": "a", "llm": "b"}}
+    )
     with pytest.raises(InputError, match="role slm and one of role llm"):
         build_workload(world, 1, NOWHERE)
 
