@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -60,5 +61,13 @@ def one_device(requests: int, seed: int = 1) -> Records:
 
 
 def _scenario(name: str, requests: int) -> tuple[Scenario, Path]:
+    """A scenario of so many requests; the file is read once, as reading it is no part of what is timed."""
     path = HERE / f"{name}.yaml"
-    return load_scenario(path, [f"workload.requests={requests}"]).scenario, path
+    scenario = _loaded(path)
+    workload = scenario.workload.model_copy(update={"requests": requests})
+    return scenario.model_copy(update={"workload": workload}), path
+
+
+@cache
+def _loaded(path: Path) -> Scenario:
+    return load_scenario(path).scenario

@@ -8,6 +8,7 @@ from typing import Any
 from sim.bandwidth import BYTES_PER_S_PER_MBPS
 from sim.network import Route
 from sim.policies.base import Placement
+from sim.scenario import Client
 from sim.server import OK, Job
 from workloads.errors import InputError, suggest
 from workloads.task import Completion, ModelCall, Task
@@ -65,7 +66,25 @@ def service_marks(job: Job, answer: Completion, now: float, tells_first_token: b
     return started, max(started, first_token), now
 
 
-def bytes_per_s(route: Route) -> float:
+def answer_bytes(client: Client, answer: Completion, down: Route | None, job: Job) -> tuple[float, float]:
+    """Bytes of the answer on the wire, and those still to come when the last token is generated.
+
+    While a streamed answer is generated its earlier tokens travel; only what the link could not carry in that time is
+    left, at least the last token's own chunk.
+    """
+    tokens = max(1, answer.completion_tokens)
+    if not client.stream:
+        return answer.download_bytes, answer.download_bytes
+    total = answer.download_bytes + tokens * client.stream_bytes_per_token
+    if down is None:
+        return total, 0.0
+    if job.first_token_s != job.first_token_s:  # nobody knows when it began, so nothing has travelled yet
+        return total, total
+    generating_s = job.finished_s - job.first_token_s
+    return total, max(total / tokens, total - generating_s * _bytes_per_s(down))
+
+
+def _bytes_per_s(route: Route) -> float:
     """The rate of a route's slowest hop now."""
     slowest_mbps: float = min(link.rate_mbps for link in route.links)
     return BYTES_PER_S_PER_MBPS * slowest_mbps

@@ -12,9 +12,8 @@ from typing import Any
 
 from simpy import Environment, Event, Interrupt, Process
 
-from sim.attempt import Plan, attachment_bytes, bytes_per_s, service_marks, wrong_placement
+from sim.attempt import Plan, answer_bytes, attachment_bytes, service_marks, wrong_placement
 from sim.draws import CommonDraws
-from sim.network import Route
 from sim.policies.base import Observation, Placement, RoutingPolicy, Signals, TierView
 from sim.records import RequestRow, RowTable, SubtaskRow
 from sim.scenario import Client, Sla
@@ -217,7 +216,7 @@ class RequestProcess:
             marks += service_marks(job, answer, env.now, tier.tells_first_token)
             plan.status, plan.retry_after_s = job.status, job.retry_after_s
             if job.status == OK:
-                download_bytes, tail_bytes = self._download(answer, down, job)
+                download_bytes, tail_bytes = answer_bytes(world.client, answer, down, job)
                 if down is not None:
                     moving = (down, down.transfer(tail_bytes, self.index, call.position))
                     yield moving[1]
@@ -275,23 +274,6 @@ class RequestProcess:
         )  # fmt: skip
         self.attempts.append(row)
         self.world.subtask_rows.append(row)
-
-    def _download(self, answer: Completion, down: Route | None, job: Job) -> tuple[float, float]:
-        """Bytes of the answer on the wire, and those still to come when the last token is generated.
-
-        While a streamed answer is generated its earlier tokens travel; only what the link could not carry in that time is
-        left, at least the last token's own chunk.
-        """
-        client, tokens = self.world.client, max(1, answer.completion_tokens)
-        if not client.stream:
-            return answer.download_bytes, answer.download_bytes
-        total = answer.download_bytes + tokens * client.stream_bytes_per_token
-        if down is None:
-            return total, 0.0
-        if job.first_token_s != job.first_token_s:  # nobody knows when it began, so nothing has travelled yet
-            return total, total
-        generating_s = job.finished_s - job.first_token_s
-        return total, max(total / tokens, total - generating_s * bytes_per_s(down))
 
     def _backoff_s(self, plan: Plan, retry: int) -> float:
         """Exponential backoff with full jitter; at least the server's Retry-After."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -46,6 +46,7 @@ def test_times_are_sorted_positive_and_as_many_as_asked_for(name: str, count: in
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+@settings(deadline=None)
 @given(short=st.integers(1, 400), seed=st.integers(0, 1000))
 def test_fewer_requests_are_a_prefix(name: str, short: int, seed: int) -> None:
     """The first arrivals are the same to the bit however many follow."""

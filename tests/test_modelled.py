@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.workload import build_workload
@@ -134,6 +134,7 @@ def test_the_accuracy_curve_is_the_chance_of_a_tolerance() -> None:
     assert model.lost_share(1.0) == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(subtasks=st.integers(1, 15))
 def test_weights_sum_to_one_and_rise(subtasks: int) -> None:
     """Position weights are shares, later ones larger."""
@@ -142,6 +143,7 @@ def test_weights_sum_to_one_and_rise(subtasks: int) -> None:
     assert all(early < late for early, late in itertools.pairwise(weights))
 
 
+@settings(deadline=None)
 @given(number=st.integers(0, 999))
 def test_more_small_steps_never_help(number: int) -> None:
     """On one task, a placement whose small steps include another's never scores higher than it."""

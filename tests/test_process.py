@@ -143,6 +143,13 @@ def test_streaming_frames_every_token() -> None:
     assert row["downlink_s"] == pytest.approx(0.1 + row["download_bytes"] / 21 / 1e6)
 
 
+def test_a_stream_whose_beginning_nobody_knows_comes_after_service() -> None:
+    """A plain queue does not tell when the first token came: the whole answer still has to travel."""
+    client = {"stream": True, "stream_bytes_per_token": 0.0}
+    row = rows(run(scenario(EDGE_ONLY, links=(HOME_EDGE,), client=client), [task()], always("edge")).subtasks)[0]
+    assert phases(row) == [("uplink_s", 0.6), ("decode_s", 2.0), ("downlink_s", 0.2)]
+
+
 def test_a_slow_link_leaves_a_tail_of_the_stream() -> None:
     """While 2 s of tokens come, 1 MB/s carries 2 MB of a 5 MB answer: 3 MB are left when the last token is generated."""
     client = {"stream": True, "stream_bytes_per_token": 0.0}
