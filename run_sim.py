@@ -34,7 +34,8 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except IsthmusError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        # emoji=False: rich would print the place `scenario.yaml:100: ...` with a symbol for `:100:`.
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True, emoji=False)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         console.print("interrupted: finished cells are kept; the same command goes on from here")
@@ -56,7 +57,7 @@ def run(
 
     Finished cells are kept: the same command goes on where an interrupted one stopped.
     """
-    from serve.cluster import run_parallel
+    from serve.cluster import check_address, run_parallel
     from sim.cells import expand_cells
     from sim.experiment import run_experiment
     from sim.loading import load_scenario
@@ -64,10 +65,12 @@ def run(
     from sim.tables import summary_table
 
     with clear_errors():
+        check_address(address)
         overrides = [*(settings or []), *([f"seeds=[{seed}]"] if seed is not None else [])]
         loaded = load_scenario(scenario, overrides)
         store = RunStore(out, loaded, expand_cells(loaded))
-        finished = run_experiment(loaded, store, partial(run_parallel, address=address), workers, console)
+        parallel = partial(run_parallel, address=address)
+        finished = run_experiment(loaded, store, parallel, workers, console, elsewhere=address is not None)
         Console().print(summary_table(finished.summary))
         print(f"results: {finished.folder}")
         print(f"report:  {finished.report}")

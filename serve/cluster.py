@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +15,30 @@ from workloads.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parents[1]
+_CONNECT_S = 5.0
 _EXCLUDED = [".venv", ".git", "results", "tests", "docs", "**/__pycache__"]
 
 
+def check_address(address: str | None) -> None:
+    """Raise InputError for a cluster address where nobody listens: Ray itself would try for more than a minute."""
+    if address in (None, "auto"):
+        return
+    host, colon, port = str(address).removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"--address {address}", "not an address", "Write auto, host:port or ray://host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`"
+        ) from None
+
+
 def run_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, address: str | None = None
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None, address: str | None = None
 ) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, function(item)) as they finish, `workers` at a time. Both must be picklable.
+    """Yield (item, function(item)) as they finish, `workers` at a time (None: as many as there are CPUs). All must be picklable.
 
     Without an address a private Ray instance is started for the duration and only that one is shut down. An exception in a worker
     is raised here as it was there.
@@ -28,12 +46,14 @@ def run_parallel(
     import ray  # heavy: only runs that need several processes pay for it
 
     with _connected(workers, address):
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        at_a_time = workers or max(1, int(resources.get("CPU", 1)))
         remote = ray.remote(num_cpus=1, max_retries=2)(function)
         waiting = list(reversed(items))
         running: dict[Any, Item] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
+                while waiting and len(running) < at_a_time:
                     item = waiting.pop()
                     running[remote.remote(item)] = item
                 done, _ = ray.wait(list(running), num_returns=1)
@@ -54,7 +74,7 @@ def _result(reference: Any) -> Any:
 
 
 @contextmanager
-def _connected(workers: int, address: str | None) -> Iterator[None]:
+def _connected(workers: int | None, address: str | None) -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -17,9 +17,12 @@ from sim.policies import build_policy, policy_class
 from sim.records import Records, RequestRow
 from sim.scenario import PolicySpec, Scenario
 from sim.simulation import simulate
-from sim.study import rates_of
-from sim.workload import build_workload, load_trace
+from sim.study import price_of, rates_of, tier_views
+from sim.workload import At, build_workload, check_files, load_trace, no_place
 from workloads.errors import InputError
+
+MOST_CELLS = 100_000
+"""Simulations in one run beyond which it is refused: a slip in a list of options, not a plan."""
 
 
 class PolicyVariant(NamedTuple):
@@ -60,23 +63,32 @@ def expand_cells(loaded: LoadedScenario) -> list[Cell]:
     """All cells of an experiment, in a fixed order; raises InputError for anything that no cell could run with."""
     cells: list[Cell] = []
     for variant in loaded.variants:
-        rates_of(variant.scenario)  # an unknown price name is an input error now, not after an hour
-        policies = list(expand_policies(variant.scenario, loaded.path.parent))
-        for policy, seed in itertools.product(policies, variant.scenario.seeds):
-            cells.append(Cell(len(cells), variant.label, variant.scenario, loaded.path, policy, seed))
+        scenario, source = variant.scenario, variant.source
+        for tier in scenario.tiers:  # an unknown price name is an input error now, not after an hour
+            with source.at("tiers", tier, "model", "price_name"):
+                price_of(scenario, tier)
+        check_files(scenario, loaded.path, source.at)
+        policies = list(expand_policies(scenario, loaded.path.parent, source.at))
+        if len(cells) + len(policies) * len(scenario.seeds) > MOST_CELLS:
+            problem = f"more than {MOST_CELLS:,} simulations: sweep points x policies with their options x seeds"
+            raise InputError(str(loaded.path), problem, "Give fewer values, policies or seeds")
+        for policy, seed in itertools.product(policies, scenario.seeds):
+            cells.append(Cell(len(cells), variant.label, scenario, loaded.path, policy, seed))
     return cells
 
 
-def expand_policies(scenario: Scenario, base_dir: Path) -> Iterator[PolicyVariant]:
-    """Unfold option lists into one policy per value; names must differ."""
+def expand_policies(scenario: Scenario, base_dir: Path, at: At = no_place) -> Iterator[PolicyVariant]:
+    """Unfold option lists into one policy per value; names must differ. `at` names the place of an error."""
     seen: set[str] = set()
-    for spec in scenario.policies:
-        for policy in _unfold(spec, base_dir):
-            if policy.name in seen:
-                raise InputError("field policies", f"{policy.name!r} occurs twice", "Give one of them a label")
-            seen.add(policy.name)
-            build_policy(policy.policy, policy.options, base_dir)
-            yield policy
+    tiers = tier_views(scenario, rates_of(scenario))
+    for number, spec in enumerate(scenario.policies):
+        with at("policies", number):
+            for policy in _unfold(spec, base_dir):
+                if policy.name in seen:
+                    raise InputError(f"policy {policy.name!r}", "occurs twice", "Give one of them a label")
+                seen.add(policy.name)
+                build_policy(policy.policy, policy.options, base_dir).check(tiers)
+                yield policy
 
 
 def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
@@ -86,13 +98,17 @@ def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
     for name in swept:
         if not spec.options[name]:
             raise InputError(f"policy {family!r}, option {name!r}", "an empty list", "Give at least one value")
+    if math.prod(len(spec.options[name]) for name in swept) > MOST_CELLS:
+        problem = f"its option lists unfold to more than {MOST_CELLS:,} policies"
+        raise InputError(f"policy {family!r}", problem, "Give fewer values")
     for values in itertools.product(*(spec.options[name] for name in swept)):
         chosen = dict(zip(swept, values, strict=True))
         shown = ", ".join(
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen.items()
         )
         options = {**spec.options, **chosen}
-        knob = options.get(kind.knob) if kind.knob else next(iter(chosen.values()), None)
+        default = kind.Options.model_fields[kind.knob].default if kind.knob else None
+        knob = options.get(kind.knob, default) if kind.knob else next(iter(chosen.values()), None)
         number = float(knob) if isinstance(knob, int | float) else math.nan
         yield PolicyVariant(f"{family}({shown})" if shown else family, family, spec.policy, options, number)
 

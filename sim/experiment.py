@@ -22,7 +22,7 @@ from sim.run_tables import RunTables
 from sim.scenario import Scenario
 from workloads.errors import IsthmusError
 
-ParallelMap = Callable[[Callable[[Cell], Records], Sequence[Cell], int], Iterable[tuple[Cell, Records]]]
+ParallelMap = Callable[[Callable[[Cell], Records], Sequence[Cell], int | None], Iterable[tuple[Cell, Records]]]
 _BOOTSTRAP_SEED = 20_260_101
 _FEW_REQUESTS = 2_000
 """Below this many requests in all, starting worker processes takes longer than simulating."""
@@ -38,9 +38,18 @@ class Finished(NamedTuple):
 
 
 def run_experiment(
-    loaded: LoadedScenario, store: RunStore, parallel: ParallelMap, workers: int | None, console: Console
+    loaded: LoadedScenario,
+    store: RunStore,
+    parallel: ParallelMap,
+    workers: int | None,
+    console: Console,
+    *,
+    elsewhere: bool = False,
 ) -> Finished:
-    """Run what is not yet finished, then write metrics, figures and the report. Raises IsthmusError if nothing completes."""
+    """Run what is not yet finished, then write metrics, figures and the report. Raises IsthmusError if nothing completes.
+
+    `workers` defaults to one per core; with `elsewhere` the cells run on another machine's cores, whatever their number.
+    """
     started_s = time.monotonic()
     store.start()
     pending = [cell for cell in store.cells if not store.finished(cell)]
@@ -48,7 +57,9 @@ def run_experiment(
     if kept:
         console.print(f"{kept} of {len(store.cells)} cells are finished from before and kept.")
     if pending:
-        _run_cells(pending, store, parallel, workers or os.cpu_count() or 1, console)
+        if not elsewhere:
+            workers = _local_workers(pending, workers)
+        _run_cells(pending, store, parallel, workers, console)
     requests = store.requests()
     if not (requests["status"] == "completed").any():
         reasons = sorted(set(map(str, requests["reason"])))[:3]
@@ -57,11 +68,21 @@ def run_experiment(
         return _finish(loaded, store, requests, time.monotonic() - started_s, kept)
 
 
-def _run_cells(pending: Sequence[Cell], store: RunStore, parallel: ParallelMap, workers: int, console: Console) -> None:
-    requests = sum(cell.scenario.workload.requests for cell in pending)
-    workers = min(workers, len(pending)) if requests > _FEW_REQUESTS else 1
-    with SweepProgress(console, len(pending), requests) as progress:
-        results = parallel(run_cell, pending, workers) if workers > 1 else _one_by_one(pending)
+def _local_workers(pending: Sequence[Cell], workers: int | None) -> int:
+    if _requests(pending) <= _FEW_REQUESTS:
+        return 1
+    return min(workers or os.cpu_count() or 1, len(pending))
+
+
+def _requests(cells: Sequence[Cell]) -> int:
+    return sum(cell.scenario.workload.requests for cell in cells)
+
+
+def _run_cells(
+    pending: Sequence[Cell], store: RunStore, parallel: ParallelMap, workers: int | None, console: Console
+) -> None:
+    with SweepProgress(console, len(pending), _requests(pending)) as progress:
+        results = _one_by_one(pending) if workers == 1 else parallel(run_cell, pending, workers)
         for cell, records in results:
             store.save(cell, records)
             progress.advance(records)

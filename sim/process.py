@@ -142,7 +142,7 @@ class RequestProcess:
             asked_s = env.now
             seen = _observation((
                 self.index, call, asked_s, self.arrival_s, world.deadline_s, world.views, world.small, world.large,
-                self.attempts, world.signals,
+                self.attempts, world.signals, self.home,
             ))  # fmt: skip
             placement = world.policy.place(seen)
             if isinstance(placement, Event):  # a pending decision: someone outside steps the simulation

@@ -18,10 +18,11 @@ from workloads.errors import suggest
 
 PROFILES_FILE = Path(__file__).with_name("profiles.yaml")
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# The upper bounds are absurd on purpose: they only keep arithmetic finite.
+Positive = Annotated[float, Field(gt=0, le=1e15)]
+NonNegative = Annotated[float, Field(ge=0, le=1e15)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
 
 
@@ -179,7 +180,7 @@ def _expand(kind: str, value: Any) -> Any:
         return value
     known = named_profiles()[kind]
     name = value["profile"]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"no profile {name!r} among {kind}. {suggest(str(name), known)}")
     return {**known[name], **{field: v for field, v in value.items() if field != "profile"}}
 

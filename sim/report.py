@@ -225,7 +225,7 @@ def _page(
         ledger_caption=_captions("Mean cost per request by item", variants, money),
         terms=METRICS_EXPLAINED,
         NOT_DEPLOYABLE=NOT_DEPLOYABLE,
-        scenario_yaml=dump_yaml(scenario.model_dump(mode="json")),
+        scenario_yaml=dump_yaml(scenario.model_dump()),
         manifest_json=json.dumps(manifest, indent=2, ensure_ascii=False, default=str),
     )
 

@@ -73,7 +73,9 @@ class RunStore:
                 str(self.folder), f"cannot be written ({error.strerror})", "Choose another --out"
             ) from None
         for partial in self.folder.rglob(".*.partial"):
-            partial.unlink()
+            writer = partial.name.split(".")[-2]
+            if not (writer.isdecimal() and _is_running(int(writer))):
+                partial.unlink(missing_ok=True)
 
     def finish(
         self,
@@ -83,12 +85,7 @@ class RunStore:
         manifest: Mapping[str, Any],
     ) -> None:
         """Write the small files and point `latest` here."""
-        plain = dict(resolved(loaded.scenario))
-        plain["pricing"] = {
-            **plain["pricing"],
-            "date": loaded.scenario.pricing.date,
-        }  # quoted, it would be read as text
-        write_text(self.folder / "scenario.yaml", dump_yaml(plain))
+        write_text(self.folder / "scenario.yaml", dump_yaml(loaded.scenario.model_dump()))
         write_text(self.folder / "summary.json", _json(summary))
         _write_csv(self.folder / "summary.csv", summary)
         write_text(self.folder / "frontier.json", _json(frontier))
@@ -190,6 +187,17 @@ def _point(link: Path, target: str) -> None:
     except OSError:
         link.unlink(missing_ok=True)  # copying through it would overwrite the run it points to
         shutil.copytree(link.parent / target, link)
+
+
+def _is_running(pid: int) -> bool:
+    """Whether another process may still be writing its partial file."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
 
 
 def _own_version() -> str:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from sim.profiles import Name, NonNegative, Positive, PriceProfile, Prices, Strict
 from sim.scenario_workload import Arrivals, InterCode, Modelled, RecordedTasks, RouteLLM, TokenTrace, Workload
 from sim.scenario_world import BandwidthFile, Fault, LinkSpec, Service, Tier
+from workloads.errors import suggest
 
 __all__ = [
     "Arrivals",
@@ -157,13 +158,16 @@ class Scenario(Strict):
     @model_validator(mode="after")
     def _names_fit(self) -> Scenario:
         if not self.tiers:
-            raise ValueError("tiers: at least one tier is needed")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: give at least one seed, and none twice")
+            raise ValueError("tiers: there is none. Describe at least one tier")
+        if not self.seeds:
+            raise ValueError("seeds: there is none. Give at least one seed")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: one is given twice. Give different seeds")
         if "home" in self.tiers:
-            raise ValueError("tiers: 'home' is the user's device and cannot name a tier")
+            raise ValueError("tiers.home: 'home' is the user's device and cannot name a tier. Choose another name")
         if self.workload.warmup_requests >= self.workload.requests:
-            raise ValueError("workload.warmup_requests: must be less than workload.requests")
+            few = f"{self.workload.warmup_requests} of {self.workload.requests} requests are warm-up"
+            raise ValueError(f"workload.warmup_requests: {few}. Leave some to be measured")
         self._check_trace_workload()
         self._check_places()
         return self
@@ -171,32 +175,48 @@ class Scenario(Strict):
     def _check_trace_workload(self) -> None:
         if self.workload.tasks.kind == "trace" and self.workload.arrivals.kind != "trace":
             raise ValueError(
-                "workload.tasks of kind 'trace' take token counts from workload.arrivals, which must be of kind 'trace'"
+                "workload.tasks: kind 'trace' takes its token counts from the arrivals. Give workload.arrivals of kind 'trace'"
             )
 
     def _check_places(self) -> None:
         hops = {"-".join(link.between) for link in self.links}
         targets = hops | set(self.tiers)
-        for fault in self.faults:
+        for number, fault in enumerate(self.faults):
+            place = f"faults.{number}"
             if fault.target not in targets:
-                raise ValueError(f"faults: no tier or link {fault.target!r}. Allowed: {', '.join(sorted(targets))}")
+                raise ValueError(f"{place}.target: no tier or link {fault.target!r}. {suggest(fault.target, targets)}")
             if (fault.target in hops and fault.kind != "outage") or (
                 fault.kind == "slow" and self.tiers[fault.target].endpoint is None
             ):
                 raise ValueError(
-                    f"faults: {fault.kind!r} does not apply to {fault.target!r}; links have outages, endpoints can be slow"
+                    f"{place}.kind: {fault.kind!r} does not apply to {fault.target!r}. Links have outages, tiers outages and "
+                    "crashes, and only endpoints can be slow"
                 )
             if (
                 fault.target in self.tiers
                 and fault.kind == "crash"
                 and fault.replica >= self.tiers[fault.target].replicas
             ):
-                raise ValueError(f"faults: tier {fault.target!r} has no replica {fault.replica}")
+                last = self.tiers[fault.target].replicas - 1
+                raise ValueError(
+                    f"{place}.replica: tier {fault.target!r} has no replica {fault.replica}. Its last one is {last}"
+                )
         for tier in self.pricing.tokens:
             if tier not in self.tiers:
-                raise ValueError(f"pricing.tokens: no tier {tier!r}. Allowed: {', '.join(self.tiers)}")
+                raise ValueError(f"pricing.tokens: no tier {tier!r}. {suggest(tier, self.tiers)}")
         if len(hops) != len(self.links):
-            raise ValueError("links: two links join the same places")
+            raise ValueError("links: two links join the same places. Keep one of them")
+        starts = {link.between[0] for link in self.links}
+        for number, link in enumerate(self.links):
+            near, far = link.between
+            if far == "home" or near == far:
+                raise ValueError(
+                    f"links.{number}.between: goes from {near!r} to {far!r}. Name the end nearer to the user first"
+                )
+            if far not in self.tiers and far not in starts:
+                raise ValueError(
+                    f"links.{number}.between: {far!r} is no tier and leads nowhere. {suggest(far, self.tiers)}"
+                )
         for tier in self.tiers:
             self.route(tier)
 
@@ -216,5 +236,5 @@ class Scenario(Strict):
                     seen.add(far)
                     paths.append((far, (*hops, link)))
         raise ValueError(
-            f"links: no path from 'home' to tier {tier!r}; a link's first end is the one nearer to the user"
+            f"links: no path from 'home' to tier {tier!r}. A link's first end is the one nearer to the user"
         )

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from sim.profiles import Count, NonNegative, Positive, Share, Strict
 
+Tokens = Annotated[float, Field(gt=0, le=1e6)]
+
 
 class Arrivals(Strict):
     """When requests arrive."""
@@ -17,7 +19,7 @@ class Arrivals(Strict):
     wait for their answer); trace (recorded times); constant (evenly spaced)."""
     rate_per_s: Positive = 1.0
     """Mean arrival rate, requests/s (not for closed and trace)."""
-    cv: Positive = 1.0
+    cv: Annotated[float, Field(gt=0, le=100)] = 1.0
     """gamma: coefficient of variation of the gaps; 1 = Poisson, above 1 = bursty."""
     burst_factor: Annotated[float, Field(ge=1)] = 4.0
     """mmpp: rate in the busy state over rate in the quiet state."""
@@ -55,15 +57,15 @@ class Modelled(Strict):
     """Mean steps of a request run by the large model."""
     max_subtasks: Annotated[int, Field(ge=3, le=15)] = 12
     """Most steps of a request."""
-    prompt_tokens: Positive = 300.0
+    prompt_tokens: Tokens = 300.0
     """Mean length of the user's prompt, tokens."""
-    slm_output_tokens: Positive = 70.0
+    slm_output_tokens: Tokens = 70.0
     """Mean answer of the small model per step, tokens."""
-    llm_output_tokens: Positive = 90.0
+    llm_output_tokens: Tokens = 90.0
     """Mean answer of the large model per step, tokens."""
-    tool_tokens: NonNegative = 60.0
+    tool_tokens: Annotated[float, Field(ge=0, le=1e6)] = 60.0
     """Mean tool answer appended to the conversation per step, tokens."""
-    tokens_cv: NonNegative = 0.6
+    tokens_cv: Annotated[float, Field(ge=0, le=10)] = 0.6
     """Coefficient of variation of all token counts."""
     tool_s: NonNegative = 0.0
     """Time of a tool call between steps, s."""

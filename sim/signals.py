@@ -31,9 +31,9 @@ class LiveSignals:
         """Expected time in the tier's queue."""
         return self._tiers[tier].fleet.estimate_wait_s()
 
-    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float) -> float:
-        """Expected time on the network to the tier and back, from the first home's point of view."""
-        up, down = self._tiers[tier].routes(0)
+    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
+        """Expected time on the network from a home to the tier and back."""
+        up, down = self._tiers[tier].routes(home)
         return (up.estimate_s(upload_bytes) if up else 0.0) + (down.estimate_s(download_bytes) if down else 0.0)
 
     def service_s(self, tier: str, prompt_tokens: int, completion_tokens: int) -> float:
@@ -76,7 +76,10 @@ class SampledSignals(LiveSignals):
     def _measure(self, _event: Event | None) -> None:
         self._taken_s = self._env.now
         self._waits = {name: LiveSignals.wait_s(self, name) for name in self._tiers}
-        self._links = {name: [self._probe(route) for route in tier.routes(0)] for name, tier in self._tiers.items()}
+        self._links = {
+            name: [(self._probe(up), self._probe(down)) for up, down in tier.all_routes]
+            for name, tier in self._tiers.items()
+        }
         self._env.timeout(self._period_s).callbacks.append(self._measure)
 
     @staticmethod
@@ -98,7 +101,8 @@ class SampledSignals(LiveSignals):
         """The queue as it was."""
         return self._waits[tier]
 
-    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float) -> float:
+    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
         """The network as it was."""
-        (up_s, up_s_per_byte), (down_s, down_s_per_byte) = self._links[tier]
+        links = self._links[tier]
+        (up_s, up_s_per_byte), (down_s, down_s_per_byte) = links[home % len(links)]
         return up_s + upload_bytes * up_s_per_byte + down_s + download_bytes * down_s_per_byte

@@ -16,11 +16,12 @@ def rates_of(scenario: Scenario) -> dict[str, TierRates[float]]:
     rates = {}
     for name, tier in scenario.tiers.items():
         hops = [link.link for link in scenario.route(name)]
-        rates[name] = tier_rates(tier.device, _token_prices(scenario, name), hops, scenario.pricing.other)
+        rates[name] = tier_rates(tier.device, price_of(scenario, name), hops, scenario.pricing.other)
     return rates
 
 
-def _token_prices(scenario: Scenario, tier: str) -> TokenPrices:
+def price_of(scenario: Scenario, tier: str) -> TokenPrices:
+    """What the model of a tier charges per token. Raises InputError for a model whose price nobody lists."""
     own = scenario.pricing.tokens.get(tier)
     if own is not None:
         cached = own.input_usd_per_mtok if own.cached_input_usd_per_mtok is None else own.cached_input_usd_per_mtok

@@ -19,6 +19,7 @@ from sim.scenario import BandwidthFile, LinkSpec, Scenario, Service, Tier
 from sim.server import Job, Server, SlotServer
 from sim.study import nominal_service_s, roofline_of
 from workloads.bandwidth import BandwidthTrace
+from workloads.errors import InputError
 from workloads.task import Completion, ModelCall
 
 TraceLoader = Callable[[BandwidthFile], BandwidthTrace]
@@ -39,7 +40,8 @@ class TierRuntime:
         self.index, self.name, self.spec, self.fleet, self._routes = index, name, spec, fleet, routes
         self.model_name = spec.model_name or name
         self.roofline = roofline
-        self.tells_first_token = spec.service is None
+        # A server that is given its service times, measured or drawn, does not know when the first token comes.
+        self.tells_first_token = spec.service is None and not (measured and spec.device is not None)
         self.fall_backs: tuple[TierRuntime, ...] = ()
         self._draws, self._service, self._measured = draws, spec.service, measured
 
@@ -47,6 +49,11 @@ class TierRuntime:
         """(up, down) between a home and this tier; None where nothing lies between them."""
         routes = self._routes
         return routes[home % len(routes)]
+
+    @property
+    def all_routes(self) -> list[tuple[Route | None, Route | None]]:
+        """Every (up, down) pair, by home where homes have links of their own."""
+        return self._routes
 
     def job(self, answer: Completion, call: ModelCall, request: int) -> Job:
         """The work an answer is for this tier's servers."""
@@ -65,6 +72,9 @@ class TierRuntime:
         service, measured_s = self._service, answer.prefill_s + answer.decode_s
         if self._measured and measured_s == measured_s:
             return measured_s
+        if self._measured and self.spec.device is not None:
+            problem = f"the answers of {self.model_name!r} hold no measured times"
+            raise InputError("field inference.service_time", problem, "Use service_time: profile")
         if service is None:
             return None
         if service.distribution == "constant":
@@ -125,7 +135,7 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
     for index, (name, spec) in enumerate(scenario.tiers.items()):
         roofline = roofline_of(spec)
         fleet = Fleet(
-            [_server(env, f"{name}/{i}", spec, roofline, seed) for i in range(spec.replicas)],
+            [_server(env, f"{name}/{i}", spec, roofline, seed, measured=measured) for i in range(spec.replicas)],
             spec.balancer,
             draws=CommonDraws(seed, f"balancer/{name}"),
             name=name,
@@ -139,7 +149,9 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
     return tiers
 
 
-def _server(env: Environment, name: str, spec: Tier, roofline: Roofline | None, seed: int) -> Server:
+def _server(env: Environment, name: str, spec: Tier, roofline: Roofline | None, seed: int, *, measured: bool) -> Server:
+    if roofline is not None and measured:  # the measured times hold what batching did; only the slots are left to model
+        return SlotServer(env, spec.max_batch, discipline=spec.discipline, name=name)
     if roofline is not None:
         cache = (
             PromptCache(spec.cache_lifetime_s, block_tokens=16) if spec.prefix_cache and spec.cache_lifetime_s else None

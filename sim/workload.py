@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,54 @@ def build_workload(scenario: Scenario, seed: int, scenario_path: Path) -> BuiltW
     backend = ReplayBackend(recording, on_miss if scenario.inference.on_miss == "modelled" else None)
     requests = _in_order(recording.tasks, spec.requests, seed, shuffle=spec.shuffle)
     return BuiltWorkload(recording.tasks, requests, conversation_agent(), backend, arrival_s)
+
+
+At = Callable[..., AbstractContextManager[None]]
+"""(names and indices of a field) -> a block in which an InputError gets that field's place."""
+
+
+def no_place(*location: str | int) -> AbstractContextManager[None]:
+    """For callers who know no file and line."""
+    del location
+    return nullcontext()
+
+
+def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> None:
+    """Read every recorded file the scenario names as a run will; raises InputError for what no run could use."""
+    for location, name in _named_files(scenario):
+        path = data_path(name, scenario_path)
+        with at(*location):
+            if not os.path.exists(path):
+                raise InputError(
+                    str(path), "no such file", "See docs/data.md for where recorded data comes from and goes"
+                )
+    spec = scenario.workload
+    if spec.arrivals.kind == "trace":
+        with at("workload", "arrivals", "path"):
+            _trace_rows(spec.arrivals, spec.requests, scenario_path)
+    if spec.tasks.kind not in ("modelled", "trace"):
+        with at("workload", "tasks"):
+            _recorded(scenario, scenario_path)
+    for number, link in enumerate(scenario.links):
+        for name in ("up_trace", "down_trace"):
+            file = getattr(link, name)
+            if file is not None:
+                with at("links", number, name):
+                    load_trace(file, scenario_path)
+
+
+def _named_files(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(field, path as written) of every recorded file."""
+    spec = scenario.workload
+    if spec.arrivals.kind == "trace" and spec.arrivals.path is not None:
+        yield ("workload", "arrivals", "path"), spec.arrivals.path
+    for name in ("path", "slm_path", "llm_path"):
+        if hasattr(spec.tasks, name):
+            yield ("workload", "tasks", name), getattr(spec.tasks, name)
+    for number, link in enumerate(scenario.links):
+        for direction, file in (("up_trace", link.up_trace), ("down_trace", link.down_trace)):
+            if file is not None:
+                yield ("links", number, direction, "path"), file.path
 
 
 def load_trace(file: BandwidthFile, scenario_path: Path) -> BandwidthTrace:

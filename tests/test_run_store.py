@@ -55,7 +55,7 @@ def simulated(store: RunStore) -> None:
     _run_cells([cell for cell in store.cells if not store.finished(cell)], store, _no_parallel, 1, QUIET)
 
 
-def _no_parallel(function: Any, cells: Any, workers: int) -> Any:
+def _no_parallel(function: Any, cells: Any, workers: int | None) -> Any:
     raise AssertionError("a run this small starts no workers")
 
 

@@ -50,11 +50,18 @@ def policy_class(name: str, base_dir: Path) -> type[RoutingPolicy]:
         remedy = f"{suggest(name, POLICIES)}, or your own as `file.py:ClassName`"
         raise InputError("policies", f"there is no policy {name!r}", remedy)
     path = (base_dir / file_name).resolve()
-    if not path.is_file():
+    if not _is_file(path):
         raise InputError(
             f"policy {name!r}", f"there is no file {path}", "The path is relative to the scenario's folder."
         )
     return _checked(_run_file(path, path.stat().st_mtime_ns), attribute, path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
 
 
 def build_policy(name: str, options: Mapping[str, Any], base_dir: Path) -> RoutingPolicy:

@@ -55,8 +55,8 @@ class Signals(Protocol):
         """Expected time in the tier's queue."""
         ...
 
-    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float) -> float:
-        """Expected time on the network to the tier and back."""
+    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
+        """Expected time on the network from a home (`Observation.home`) to the tier and back."""
         ...
 
     def service_s(self, tier: str, prompt_tokens: int, completion_tokens: int) -> float:
@@ -85,6 +85,7 @@ class Observation(NamedTuple):
     large: str
     attempts: Sequence[SubtaskRow]
     signals: Signals
+    home: int = 0
 
     @property
     def remaining_s(self) -> float:
@@ -134,6 +135,9 @@ class RoutingPolicy:
 
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    def check(self, tiers: Sequence[TierView]) -> None:
+        """Raise InputError for options that do not fit these tiers; called when the scenario is validated."""
 
     def prepare(self, study: Study) -> None:
         """Learn before the run; called once per simulated cell."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sim.draws import CommonDraws
-from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
+from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
 from sim.profiles import Share
 from sim.records import RequestRow
 from workloads.errors import InputError, suggest
@@ -43,12 +44,16 @@ class Fixed(RoutingPolicy):
         self._tier = options.tier
         self._placements = Placements("fixed")
 
-    def prepare(self, study: Study) -> None:
-        """Check that the tier exists; a tier that is itself called `small` or `large` hides the role."""
-        allowed = {tier.name: tier.name for tier in study.tiers} | {"small": "", "large": ""}
+    def check(self, tiers: Sequence[TierView]) -> None:
+        """The tier must exist; a tier that is itself called `small` or `large` hides the role."""
+        allowed = {tier.name for tier in tiers} | {"small", "large"}
         if self._tier not in allowed:
             problem = f"no tier is called {self._tier!r}"
             raise InputError("policy 'fixed', option 'tier'", problem, suggest(self._tier, allowed))
+
+    def prepare(self, study: Study) -> None:
+        """Check once more, for callers that did not validate a scenario."""
+        self.check(study.tiers)
 
     def place(self, seen: Observation) -> Placement:
         """Name the tier."""

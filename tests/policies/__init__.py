@@ -30,7 +30,7 @@ class IdleSignals:
     def wait_s(self, tier: str) -> float:
         return 0.0
 
-    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float) -> float:
+    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
         return 0.01 if tier == "edge" else 0.1
 
     def service_s(self, tier: str, prompt_tokens: int, completion_tokens: int) -> float:
