@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}.items():
     os.environ.setdefault(name, value)
+
+# Machines are shared and noisy: how long one example takes says nothing about the code.
+settings.register_profile("isthmus", deadline=None)
+settings.load_profile("isthmus")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
