@@ -198,9 +198,15 @@ def _variants(document: dict[str, Any], scenario: Scenario, source: Source) -> I
             place = f"{source.place(('sweep', path, number))}, value {labels[path][number]}"
             settings[path] = _without_label(path, values[number])
             changes.append((_apply(changed, path, settings[path], place), place))
-        label = ", ".join(f"{names[path]}={labels[path][n]}" for path, n in zip(scenario.sweep, numbers, strict=True))
+        chosen = [(path, values[n], n) for (path, values), n in zip(scenario.sweep.items(), numbers, strict=True)]
+        label = ", ".join(_point_name(names[path], value, labels[path][n]) for path, value, n in chosen)
         here = source._replace(changes=tuple(changes))
         yield Variant(label or "base", settings, _validated(changed, here), here)
+
+
+def _point_name(field: str, value: Any, text: str) -> str:
+    """`field=value`, or the label alone of a value that has one."""
+    return text if isinstance(value, Mapping) and value.get("label") else f"{field}={text}"
 
 
 def _labels(path: str, values: Sequence[Any], source: Source) -> list[str]:

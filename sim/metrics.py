@@ -75,7 +75,8 @@ def _summary_row(rows: Columns) -> dict[str, Any]:
     for item in (*LEDGER_ITEMS, "sla_usd"):
         row[item] = float(rows[item].mean())
     for provenance in PROVENANCES:
-        row[f"{provenance}_share"] = float((rows["provenance"] == provenance).mean())
+        answered = max(1, int((rows["provenance"] != "").sum()))
+        row[f"{provenance}_share"] = float((rows["provenance"] == provenance).sum()) / answered
     return row
 
 

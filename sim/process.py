@@ -77,7 +77,7 @@ class RequestProcess:
     def __init__(self, world: World, index: int, task: Task, home: int) -> None:
         self.world, self.index, self.task, self.home = world, index, task, home
         self.attempts: list[SubtaskRow] = []
-        self.provenance = "exact"
+        self.provenance = ""  # nobody has answered yet
         self.ttft_s = math.nan
         self.arrival_s = world.env.now
         world.under_way += 1
@@ -251,7 +251,8 @@ class RequestProcess:
             if self.ttft_s != self.ttft_s:
                 self.ttft_s = first_s - self.arrival_s
             if answer.provenance != self.provenance:
-                self.provenance = worst_provenance(self.provenance, answer.provenance)
+                known = self.provenance or answer.provenance
+                self.provenance = worst_provenance(known, answer.provenance)
         row = _subtask_row((
             self.index, plan.call.position, plan.attempts, tier.index, job.replica if job else 0, plan.status,
             answer.provenance if answer else "", begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,

@@ -146,7 +146,7 @@ class PriceProfile(Strict):
 
     electricity_usd_per_kwh: NonNegative = 0.1668
     """Price of electricity, $ per kWh."""
-    carbon_g_per_kwh: NonNegative = 0.0
+    carbon_g_per_kwh: NonNegative = 390.0
     """Carbon intensity of the grid, g CO2-equivalent per kWh."""
     carbon_usd_per_tonne: NonNegative = 0.0
     """Price put on carbon, $ per tonne CO2-equivalent."""

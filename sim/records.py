@@ -66,7 +66,7 @@ class RequestRow(NamedTuple):
     score: float  # 0 for a request that did not complete
     status: str  # completed, timeout, failed
     reason: str  # why it did not complete
-    provenance: str
+    provenance: str  # the least exact of its answers; empty where none came
 
 
 _ARROW = {"int": pa.int32(), "float": pa.float64(), "str": pa.dictionary(pa.int32(), pa.string())}

@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def check_second_run(folder: Path, store: RunStore, kept: dict[Path, int]) -> None:
     """The same command again finishes the run and writes only what was missing."""
     out = store.folder.parent.parent
-    (store.folder / "requests" / ".00009.parquet.1.partial").write_bytes(b"half a file")
+    (store.folder / "requests" / ".00009.parquet.999999999.partial").write_bytes(b"half a file")
 
     again = started_sweep(folder, out, workers=2)
     _, messages = again.communicate(timeout=240)
