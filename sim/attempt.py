@@ -8,7 +8,6 @@ from typing import Any
 from sim.bandwidth import BYTES_PER_S_PER_MBPS
 from sim.network import Route
 from sim.policies.base import Placement
-from sim.scenario import Client
 from sim.server import OK, Job
 from workloads.errors import InputError, suggest
 from workloads.task import Completion, ModelCall, Task
@@ -55,27 +54,30 @@ def service_marks(job: Job, answer: Completion, now: float, tells_first_token: b
     knows service times only has the measured split of the answer, or none.
     """
     started = job.started_s if job.started_s <= now else now  # NaN compares false: never started
-    if job.first_token_s == job.first_token_s:
-        first_token = min(job.first_token_s, now)
+    first_token = job.first_token_s
+    if first_token == first_token:
+        first_token = first_token if first_token < now else now  # `min` takes several times as long
     elif tells_first_token:
         first_token = now
     elif answer.prefill_s == answer.prefill_s:
         first_token = min(started + answer.prefill_s, now)
     else:
         first_token = started
-    return started, max(started, first_token), now
+    return started, first_token if first_token > started else started, now
 
 
-def answer_bytes(client: Client, answer: Completion, down: Route | None, job: Job) -> tuple[float, float]:
+def answer_bytes(
+    stream_bytes_per_token: float | None, answer: Completion, down: Route | None, job: Job
+) -> tuple[float, float]:
     """Bytes of the answer on the wire, and those still to come when the last token is generated.
 
     While a streamed answer is generated its earlier tokens travel; only what the link could not carry in that time is
     left, at least the last token's own chunk.
     """
-    tokens = max(1, answer.completion_tokens)
-    if not client.stream:
+    if stream_bytes_per_token is None:
         return answer.download_bytes, answer.download_bytes
-    total = answer.download_bytes + tokens * client.stream_bytes_per_token
+    tokens = answer.completion_tokens or 1
+    total = answer.download_bytes + tokens * stream_bytes_per_token
     if down is None:
         return total, 0.0
     if job.first_token_s != job.first_token_s:  # nobody knows when it began, so nothing has travelled yet

@@ -29,10 +29,11 @@ from heapq import heappop, heappush
 from simpy import Environment, Event
 from simpy.events import EventPriority
 
+from sim.environment import fire
 from sim.job import CANCELLED, CRASHED, OK, OVERSIZED, RUNNING, UNAVAILABLE, WAITING, Job
 from sim.prompt_cache import PromptCache
 from sim.roofline import Roofline
-from sim.server import BaseServer, fire
+from sim.server import BaseServer
 from workloads.errors import InputError
 
 _AFTER_ARRIVALS = EventPriority(2)
@@ -198,7 +199,7 @@ class BatchingServer(BaseServer):
         self._continue(now)
         # Last, when the server is consistent again: callbacks may submit or cancel at once.
         for job in departed:
-            fire(job)
+            fire(job.done, job)
 
     def _continue(self, now: float) -> None:
         """Between two iterations: admit waiting jobs and plan the next end of an iteration that matters."""

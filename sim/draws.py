@@ -37,19 +37,19 @@ class CommonDraws:
 
     def uniform(self, request: int, position: int) -> float:
         """The uniform draw of this slot."""
-        index, slot = divmod(request * POSITIONS + position % POSITIONS, _BLOCK_SLOTS)
-        block = self._blocks.get(index)
-        if block is None:
-            block = self._make(self._blocks, index, normal=False)
-        return block[slot]
+        slot = request * POSITIONS + position % POSITIONS
+        try:
+            return self._blocks[slot // _BLOCK_SLOTS][slot % _BLOCK_SLOTS]
+        except KeyError:
+            return self._make(self._blocks, slot // _BLOCK_SLOTS, normal=False)[slot % _BLOCK_SLOTS]
 
     def normal(self, request: int, position: int) -> float:
         """The standard normal draw of this slot: the normal quantile of the same uniform."""
-        index, slot = divmod(request * POSITIONS + position % POSITIONS, _BLOCK_SLOTS)
-        block = self._normal_blocks.get(index)
-        if block is None:
-            block = self._make(self._normal_blocks, index, normal=True)
-        return block[slot]
+        slot = request * POSITIONS + position % POSITIONS
+        try:
+            return self._normal_blocks[slot // _BLOCK_SLOTS][slot % _BLOCK_SLOTS]
+        except KeyError:
+            return self._make(self._normal_blocks, slot // _BLOCK_SLOTS, normal=True)[slot % _BLOCK_SLOTS]
 
     def _make(self, blocks: dict[int, array[float]], index: int, *, normal: bool) -> array[float]:
         rng = np.random.Generator(np.random.Philox(key=self._key, counter=[0, 0, 0, index]))

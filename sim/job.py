@@ -56,14 +56,14 @@ class Job:
         self,
         prompt_tokens: int,
         output_tokens: int,
-        *,
-        cached_tokens: int = 0,
-        priority: int = 0,
         request: int = 0,
         position: int = 0,
         service_s: float | None = None,
-        conversation: Hashable | None = None,
         prefix_blocks: tuple[int, ...] = (),
+        *,
+        cached_tokens: int = 0,
+        priority: int = 0,
+        conversation: Hashable | None = None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.output_tokens = output_tokens

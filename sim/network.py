@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from simpy import Environment, Event
 
+from sim.environment import fire
 from sim.link import Link
 
 __all__ = ["Link", "Route"]
@@ -71,7 +72,7 @@ class _Journey(Event):
 
     def _arrive(self, leg: Event) -> None:
         if self._hop + 1 == len(self._links):
-            self.succeed()
+            fire(self)
         else:
             self._hop += 1
             self._leg = self._start_leg()

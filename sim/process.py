@@ -28,6 +28,8 @@ Waits = Generator[Event, Any, Any]
 
 _observation = fast_constructor(Observation)
 _subtask_row = fast_constructor(SubtaskRow)
+_NO_ANSWER, _NO_JOB = Completion("", "", 0, 0, 0, provenance=""), Job(0, 0)
+"""What an attempt has to show for itself that ended before it was served."""
 
 
 class World:
@@ -35,7 +37,8 @@ class World:
 
     __slots__ = (
         "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "decision_s", "env", "finished",
-        "idle", "ladders", "large", "on_end", "policy", "request_rows", "signals", "small", "subtask_rows", "tiers", "tries",
+        "idle", "ladders", "large", "on_end", "policy", "request_rows", "signals", "small", "stream_bytes_per_token", "subtask_rows",
+        "tiers", "tries",
         "under_way", "views", "watchdog",
     )  # fmt: skip
 
@@ -48,7 +51,10 @@ class World:
         self.agent, self.backend, self.policy, self.signals = agent, backend, policy, signals
         self.backoff_draws, self.subtask_rows, self.request_rows = backoff_draws, subtask_rows, request_rows
         self.deadline_s = sla.deadline_s or client.timeout_s
+        # Copied, as reading a field of a pydantic model takes several times as long.
         self.decision_s: float = policy.options.decision_s
+        self.stream_bytes_per_token = client.stream_bytes_per_token if client.stream else None
+        """None where answers arrive whole."""
         self.tries = range(client.retries + 1)
         self.ladders = {name: (tier, *tier.fall_backs) if client.fail_over else (tier,) for name, tier in tiers.items()}
         """Which tiers to try, in order, for a subtask placed on one."""
@@ -185,9 +191,8 @@ class RequestProcess:
         world, call = self.world, plan.call
         env = world.env
         marks = [env.now]
-        answer: Completion | None = None
-        job: Job | None = None
-        entry = moving = None
+        answer, job = _NO_ANSWER, _NO_JOB
+        entry = route = transfer = None  # a transfer under way and the route it takes
         upload_bytes = download_bytes = 0.0
         try:
             if retry:
@@ -205,9 +210,9 @@ class RequestProcess:
             if call.task.attachments:
                 upload_bytes += attachment_bytes(call.task, plan.placement)
             if up is not None:
-                moving = (up, up.transfer(upload_bytes, self.index, call.position))
-                yield moving[1]
-            moving = None
+                route, transfer = up, up.transfer(upload_bytes, self.index, call.position)
+                yield transfer
+                route = None
             marks.append(env.now)
             answer = handle.result()
             job = tier.job(answer, call, self.index)
@@ -216,16 +221,16 @@ class RequestProcess:
             marks += service_marks(job, answer, env.now, tier.tells_first_token)
             plan.status, plan.retry_after_s = job.status, job.retry_after_s
             if job.status == OK:
-                download_bytes, tail_bytes = answer_bytes(world.client, answer, down, job)
+                download_bytes, tail_bytes = answer_bytes(world.stream_bytes_per_token, answer, down, job)
                 if down is not None:
-                    moving = (down, down.transfer(tail_bytes, self.index, call.position))
-                    yield moving[1]
-                moving = None
+                    route, transfer = down, down.transfer(tail_bytes, self.index, call.position)
+                    yield transfer
+                    route = None
         except Interrupt as interrupt:
             plan.status = str(interrupt.cause)
-            if moving is not None:
-                moving[0].cancel(moving[1])
-            elif job is not None and answer is not None:
+            if route is not None and transfer is not None:
+                route.cancel(transfer)
+            elif job is not _NO_JOB:
                 tier.fleet.cancel(job)
                 marks += service_marks(job, answer, env.now, tier.tells_first_token)
         if entry is not None:
@@ -238,15 +243,14 @@ class RequestProcess:
         return answer if plan.status == OK else None
 
     def _record(
-        self, plan: Plan, tier: TierRuntime, marks: list[float], answer: Completion | None, job: Job | None,
+        self, plan: Plan, tier: TierRuntime, marks: list[float], answer: Completion, job: Job,
         upload_bytes: float, download_bytes: float,
     ) -> None:  # fmt: skip
         begun, backed_off, decided, uploaded, started, first_token, finished, ended = marks
         ttft_s = math.nan
         if plan.status == OK:
-            assert answer is not None
             # Unstreamed answers arrive whole; streamed ones need the network's delay for the first token only.
-            first_s = first_token + (ended - finished) if self.world.client.stream else ended
+            first_s = first_token + (ended - finished) if self.world.stream_bytes_per_token is not None else ended
             ttft_s = first_s - begun + plan.tool_s + plan.waited_s
             if self.ttft_s != self.ttft_s:
                 self.ttft_s = first_s - self.arrival_s
@@ -254,11 +258,9 @@ class RequestProcess:
                 known = self.provenance or answer.provenance
                 self.provenance = worst_provenance(known, answer.provenance)
         row = _subtask_row((
-            self.index, plan.call.position, plan.attempts, tier.index, job.replica if job else 0, plan.status,
-            answer.provenance if answer else "", begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,
+            self.index, plan.call.position, plan.attempts, tier.index, job.replica, plan.status, answer.provenance, begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,
             decided - backed_off + plan.waited_s, uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
-            ttft_s, job.device_s if job else 0.0, answer.prompt_tokens if answer else 0, job.cached_tokens if job else 0,
-            answer.completion_tokens if answer else 0, upload_bytes, download_bytes, plan.reason,
+            ttft_s, job.device_s, answer.prompt_tokens, job.cached_tokens, answer.completion_tokens, upload_bytes, download_bytes, plan.reason,
         ))  # fmt: skip
         self.attempts.append(row)
         self.world.subtask_rows.append(row)

@@ -10,9 +10,9 @@ import math
 from typing import Protocol
 
 from simpy import Environment, Event
-from simpy.core import StopSimulation
-from simpy.events import NORMAL, URGENT
+from simpy.events import NORMAL
 
+from sim.environment import fire
 from sim.job import (
     CANCELLED,
     CRASHED,
@@ -91,27 +91,6 @@ class Server(Protocol):
     def estimate_wait_s(self) -> float:
         """Rough expected queueing delay of a job submitted now, from what an operator could see."""
         ...
-
-
-def fire(job: Job) -> None:
-    """Process `job.done` here and now. Only from event callbacks, never from inside a process.
-
-    Going through the event queue would cost a second event per job. `env.run(until=job.done)` stops by raising from
-    a callback: SimPy would then re-arm the event being processed, our timer, so that case does use the queue.
-    """
-    done = job.done
-    callbacks = done.callbacks
-    done.callbacks = None  # type: ignore[assignment]  # how SimPy marks an event as processed
-    done._ok = True
-    done._value = job
-    for index, callback in enumerate(callbacks):
-        try:
-            callback(done)
-        except StopSimulation:
-            relay = Event(done.env)
-            relay._ok, relay._value, relay.callbacks = True, job, callbacks[index:]
-            done.env.schedule(relay, URGENT)
-            return
 
 
 class BaseServer:
@@ -238,7 +217,7 @@ class SlotServer(BaseServer):
         self._idle.append(timer)
         self._served += 1
         self._leave(job, OK)
-        fire(job)
+        fire(job.done, job)
 
     def _leave(self, job: Job, status: str) -> None:
         """End a service and start the next job in line."""

@@ -29,7 +29,7 @@ class TierRuntime:
     """A tier's fleet and its routes, one pair per home (one pair in all where homes share their links)."""
 
     __slots__ = (
-        "_draws", "_measured", "_routes", "_service", "fall_backs", "fleet", "index", "model_name", "name", "roofline", "spec",
+        "_draws", "_exponential", "_mean_s", "_measured", "_routes", "fall_backs", "fleet", "index", "model_name", "name", "roofline", "spec",
         "tells_first_token",
     )  # fmt: skip
 
@@ -43,7 +43,10 @@ class TierRuntime:
         # A server that is given its service times, measured or drawn, does not know when the first token comes.
         self.tells_first_token = spec.service is None and not (measured and spec.device is not None)
         self.fall_backs: tuple[TierRuntime, ...] = ()
-        self._draws, self._service, self._measured = draws, spec.service, measured
+        self._draws, self._measured = draws, measured
+        # Read out of the pydantic model once, as every call asks.
+        self._mean_s = spec.service.mean_s if spec.service else None
+        self._exponential = spec.service is not None and spec.service.distribution == "exponential"
 
     def routes(self, home: int) -> tuple[Route | None, Route | None]:
         """(up, down) between a home and this tier; None where nothing lies between them."""
@@ -58,9 +61,8 @@ class TierRuntime:
     def job(self, answer: Completion, call: ModelCall, request: int) -> Job:
         """The work an answer is for this tier's servers."""
         return Job(
-            answer.prompt_tokens, answer.completion_tokens, request=request, position=call.position,
-            service_s=self._service_s(answer, request, call.position),
-            prefix_blocks=call.prefix_blocks,
+            answer.prompt_tokens, answer.completion_tokens, request, call.position,
+            self._service_s(answer, request, call.position), call.prefix_blocks,
         )  # fmt: skip
 
     def nominal_service_s(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -69,19 +71,17 @@ class TierRuntime:
 
     def _service_s(self, answer: Completion, request: int, position: int) -> float | None:
         """Given service seconds; None where the server works them out from its profile."""
-        service, measured_s = self._service, answer.prefill_s + answer.decode_s
-        if self._measured and measured_s == measured_s:
-            return measured_s
-        if self._measured and self.spec.device is not None:
-            problem = f"the answers of {self.model_name!r} hold no measured times"
-            raise InputError("field inference.service_time", problem, "Use service_time: profile")
-        if service is None:
-            return None
-        if service.distribution == "constant":
-            return service.mean_s
-        if service.distribution == "exponential":
-            return -service.mean_s * math.log(self._draws.uniform(request, position))
-        return service.mean_s
+        if self._measured:
+            measured_s = answer.prefill_s + answer.decode_s
+            if measured_s == measured_s:
+                return measured_s
+            if self.spec.device is not None:
+                problem = f"the answers of {self.model_name!r} hold no measured times"
+                raise InputError("field inference.service_time", problem, "Use service_time: profile")
+        mean_s = self._mean_s
+        if mean_s is not None and self._exponential:
+            return -mean_s * math.log(self._draws.uniform(request, position))
+        return mean_s
 
 
 class Links:

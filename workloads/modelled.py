@@ -16,7 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from workloads.agent import FRAMING_BYTES, AgentRun
-from workloads.task import Completion, ModelCall, Outcome, Task
+from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor
+
+_call = fast_constructor(ModelCall)
+_completion = fast_constructor(Completion)
+_MAX_TOKENS = ModelCall._field_defaults["max_tokens"]
+_NOT_MEASURED = tuple((Completion._field_defaults | {"provenance": "modelled"}).values())
+"""What a modelled answer says of its cached tokens, log-probability, times and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +138,20 @@ class ModelledWorkload:
 
     def agent(self, task: Task) -> AgentRun:
         """Run a task's steps; right if and only if the weighted share of small steps stays within its tolerance."""
-        sizes, latent, quality = self._sizes, task.latent, self._quality
-        prompt_tokens, position, small_share = task.prompt_tokens, 0, 0.0
-        for step, weight in enumerate(latent.weights):
-            tool_s = sizes.tool_s if position else 0.0
-            upload = FRAMING_BYTES + int(prompt_tokens * sizes.bytes_per_token)
-            done = yield ModelCall(
-                task, position, (), prompt_tokens, upload, tool_s, prefix_blocks=latent.prefix_blocks
-            )
+        latent: Latent = task.latent
+        quality, bytes_per_token = self._quality, self._sizes.bytes_per_token
+        prompt_tokens, position, small_share, tool_s = task.prompt_tokens, 0, 0.0, 0.0
+        for weight, tool_tokens, extra in zip(latent.weights, latent.tool_tokens, latent.extra, strict=True):
+            upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
+            done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, latent.prefix_blocks))
+            tool_s = self._sizes.tool_s
             position += 1
-            prompt_tokens += done.completion_tokens + latent.tool_tokens[step]
+            prompt_tokens += done.completion_tokens + tool_tokens
             smallness = 1.0 - quality[done.model]
             small_share += weight * smallness
-            if smallness > 0.5 and latent.extra[step]:
-                upload = FRAMING_BYTES + int(prompt_tokens * sizes.bytes_per_token)
-                done = yield ModelCall(task, position, (), prompt_tokens, upload, sizes.tool_s)
+            if extra and smallness > 0.5:
+                upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
+                done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, ()))
                 position += 1
                 prompt_tokens += done.completion_tokens
         # A hair of slack: weights sum to 1 only up to rounding.
@@ -158,7 +163,7 @@ class ModelledWorkload:
         tokens = latent.llm_tokens if self._quality[model] >= 0.5 else latent.slm_tokens
         count = tokens[call.position % len(tokens)]
         download = FRAMING_BYTES + int(count * self._sizes.bytes_per_token)
-        return Completion(model, "", call.prompt_tokens, count, download, provenance="modelled")
+        return _completion((model, "", call.prompt_tokens, count, download, *_NOT_MEASURED))
 
 
 def trace_task(
