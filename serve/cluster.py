@@ -51,16 +51,14 @@ def run_parallel(
         remote = ray.remote(num_cpus=1, max_retries=2)(function)
         waiting = list(reversed(items))
         running: dict[Any, Item] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < at_a_time:
-                    item = waiting.pop()
-                    running[remote.remote(item)] = item
-                done, _ = ray.wait(list(running), num_returns=1)
-                yield running.pop(done[0]), _result(done[0])
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+        # After an error what still runs is left to end with the connection: cancelling by force a task that is just finishing
+        # aborts the whole driver (Ray 2.60, a failed check in its task manager).
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                item = waiting.pop()
+                running[remote.remote(item)] = item
+            done, _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done[0]), _result(done[0])
 
 
 def _result(reference: Any) -> Any:
