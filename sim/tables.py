@@ -23,24 +23,30 @@ _SOURCE_CHARACTERS = 110
 
 
 def summary_table(summary: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per variant and policy. Accuracy with the half width of its interval; all others are in summary.json."""
+    """One line per policy, under its variant where there are several. Accuracy with the half width of its interval.
+
+    All other intervals are in summary.json.
+    """
     table = Table(
         box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, caption=_provenance(summary)
     )
     several = len({row["variant"] for row in summary}) > 1
-    if several:
-        table.add_column("variant", overflow="fold")
+    shown = None
     table.add_column("policy", overflow="fold")
     for heading in ("knob", "accuracy %", "SLM %", "m$/request", "p50 s", "p95 s", "done %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary:
+        if several and row["variant"] != shown:
+            shown = row["variant"]
+            table.add_section()
+            table.add_row(Text(str(shown), style="bold"))
         cells = [
             str(row["family"]), "" if row["knob"] is None else f"{row['knob']:g}", _accuracy(row),
             _number(row["slm_usage"], 1, 100), _number(row["cost_usd"], 3, 1000),
             _number(row["latency_p50_s"], 2), _number(row["latency_p95_s"], 2),
             _number(row["completion_rate"], 1, 100),
         ]  # fmt: skip
-        add_plain_row(table, *([str(row["variant"])] if several else []), *cells)
+        add_plain_row(table, *cells)
     return table
 
 
