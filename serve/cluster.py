@@ -89,9 +89,11 @@ def _connected(workers: int | None, address: str | None) -> Iterator[None]:
             ray.init(address=address, runtime_env=shipped, **quiet)
         except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(
-                f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`"
-            ) from None
+            remedy = (
+                "Check it with `ray status`; a cluster that asks for a token needs the same RAY_AUTH_MODE and "
+                "RAY_AUTH_TOKEN_PATH here as there"
+            )
+            raise InputError(f"--address {address}", f"no Ray cluster answers ({reason})", remedy) from None
     try:
         yield
     finally:
