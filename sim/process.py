@@ -36,7 +36,7 @@ class World:
     """What all requests of one simulated cell share."""
 
     __slots__ = (
-        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "decision_s", "env", "finished",
+        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "decision_s", "env",
         "idle", "ladders", "large", "on_end", "policy", "request_rows", "signals", "small", "stream_bytes_per_token", "subtask_rows",
         "tiers", "tries",
         "under_way", "views", "watchdog",
@@ -65,7 +65,6 @@ class World:
             Watchdog(env, client.attempt_timeout_s, "attempt-timeout") if client.attempt_timeout_s else None
         )
         self.on_end = on_end
-        self.finished = 0
         self.under_way = 0
         self.idle: Event | None = None
         """Set by who waits for the last request under way to end."""
@@ -129,7 +128,6 @@ class RequestProcess:
             small, score, status, reason, self.provenance,
         )  # fmt: skip
         world.request_rows.append(row)
-        world.finished += 1
         world.under_way -= 1
         world.policy.learn(row)
         if world.on_end is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -70,7 +70,6 @@ class RequestRow(NamedTuple):
     provenance: str  # the least exact of its answers; empty where none came
 
 
-_ARROW = {"int": pa.int32(), "float": pa.float64(), "str": pa.dictionary(pa.int32(), pa.string())}
 _NUMPY = {"int": np.int32, "float": np.float64, "str": object}
 _STRUCT = {"int": "i", "float": "d"}
 
@@ -160,9 +159,3 @@ def read_columns(paths: Iterable[Path], columns: Sequence[str] | None = None) ->
 def _to_numpy(chunked: pa.ChunkedArray) -> npt.NDArray[Any]:
     column: npt.NDArray[Any] = chunked.to_numpy(zero_copy_only=False)
     return column
-
-
-def iter_rows(columns: Columns) -> Iterator[dict[str, Any]]:
-    """Rows as dictionaries, for small tables."""
-    for values in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, values, strict=True))

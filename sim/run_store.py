@@ -22,10 +22,10 @@ from typing import Any
 from sim.cells import Cell, resolved
 from sim.loading import LoadedScenario, data_path, dump_yaml
 from sim.records import Columns, Records, read_columns, to_arrow, write_parquet
+from sim.workload import named_files
 from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-_PATH_FIELDS = ("path", "slm_path", "llm_path")
 _NUMBERS_COME_FROM = ("simpy", "numpy", "scipy", "scikit-learn", "genai-prices")
 """Packages whose other versions may give other draws, fits or prices."""
 _PACKAGES = ("ray", "simpy", "numpy", "scipy", "pydantic", "pyarrow", "scikit-learn", "genai-prices")
@@ -134,25 +134,13 @@ def _input_hashes(loaded: LoadedScenario, cells: Sequence[Cell]) -> Iterator[tup
         cell.policy.policy.rpartition(":")[0] for cell in cells if cell.policy.policy.rpartition(":")[0].endswith(".py")
     }
     for variant in loaded.variants:
-        names |= set(_named_files(resolved(variant.scenario)))
+        names |= {name for _, name in named_files(variant.scenario)}
     for name in names:
         path = data_path(name, loaded.path)
         if not path.is_file():
             raise InputError(str(path), "no such file", "See docs/data.md for where recorded data comes from and goes")
         with path.open("rb") as file:
             yield name, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _named_files(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            if key in _PATH_FIELDS and isinstance(value, str):
-                yield value
-            else:
-                yield from _named_files(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _named_files(value)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,7 +69,7 @@ def no_place(*location: str | int) -> AbstractContextManager[None]:
 
 def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> None:
     """Read every recorded file the scenario names as a run will; raises InputError for what no run could use."""
-    for location, name in _named_files(scenario):
+    for location, name in named_files(scenario):
         path = data_path(name, scenario_path)
         with at(*location):
             if not os.path.exists(path):
@@ -91,7 +91,7 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
                     load_trace(file, scenario_path)
 
 
-def _named_files(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def named_files(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """(field, path as written) of every recorded file."""
     spec = scenario.workload
     if spec.arrivals.kind == "trace" and spec.arrivals.path is not None:
