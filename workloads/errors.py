@@ -1,10 +1,11 @@
 """The one exception tree of Isthmus.
 
 IsthmusError
-├── InputError          something the user gave us is wrong: exit code 2, nothing written
-│   └── RecordingError  a recording cannot be read (version, truncation, a broken line)
-└── BackendError        a model could not answer
-    └── RecordingMiss   replay was asked for a conversation nobody recorded
+├── InputError            something the user gave us is wrong: exit code 2, nothing written
+│   └── RecordingError    a recording cannot be read (version, truncation, a broken line)
+└── BackendError          a model could not answer
+    ├── ModelUnavailable  a live model could not answer now: the client retries, fails over or gives up
+    └── RecordingMiss     replay was asked for a conversation nobody recorded
 
 An InputError's text always says where, what was found and what to do about it.
 """
@@ -36,6 +37,21 @@ class RecordingError(InputError):
 
 class BackendError(IsthmusError):
     """A model could not answer this call."""
+
+
+class ModelUnavailable(BackendError):
+    """A live model could not answer this call.
+
+    `reason` is a short word that ends up in the records after `live-` ("replica-died", "timeout", "unreachable", "rate-limited", "refused",
+    "overloaded", "budget", "bad-answer"); `retry_after_s` is what the server asked a client to wait.
+    """
+
+    def __init__(self, reason: str, detail: str = "", retry_after_s: float = 0.0) -> None:
+        self.reason, self.detail, self.retry_after_s = reason, detail, retry_after_s
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, float]]:  # survives the trip back from a replica
+        return type(self), (self.reason, self.detail, self.retry_after_s)
 
 
 class RecordingMiss(BackendError):

@@ -1,63 +1,63 @@
 """Recordings: what models answered, kept for replay.
 
-A recording is JSON lines, usually gzipped. The first line is the header, then one line a task or an answer:
-
-    {"isthmus_recording": 1, "models": ["slm", "llm"], "sampling": "greedy", "tasks": 1, "answers": 2}
-    {"task": {"id": "t1", "prompt": "...", "answer": "42", "family": "chains"}}
-    {"key": "9f..", "model": "slm", "task_id": "t1", "messages": [["user", "..."]], "text": "...", "prompt_tokens": 12, ...}
-
-An answer's key is a hash of (model, sampling, conversation so far), never a step's number: an answer given at the edge changes
-every later call. A conversation that nobody recorded raises RecordingMiss and names the nearest one that was. Only the fields of
-Task and Completion named here are written: nothing else a backend knows can reach a recording.
+An answer belongs to (model, sampling, conversation so far), never to a step's number: an answer given at the edge changes every
+later call. A conversation that nobody recorded raises RecordingMiss and names the nearest one that was. Only the fields of
+Task and Completion named in recording_fields.py are written: nothing else a backend knows can reach a recording. The file itself
+is described in recording_file.py and read by recording_reader.py.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import io
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn
 
 from workloads.backend import Handle, InferenceBackend
-from workloads.errors import InputError, RecordingError, RecordingMiss
-from workloads.readers._rows import json_lines
-from workloads.recording_fields import answer_fields, read_answer, read_task, task_fields
+from workloads.errors import InputError, RecordingMiss
+from workloads.recording_file import Header, RecordingWriter, common_prefix, conversation_key
+from workloads.recording_reader import read_file
 from workloads.task import Completion, Message, ModelCall, Task
 
-VERSION = 1
-_AGAIN = "Record again; the file was changed or damaged"
+__all__ = [
+    "Recording", "RecordingBackend", "ReplayBackend", "conversation_key", "read_recording", "recordable", "write_recording"
+]  # fmt: skip
 
-
-def conversation_key(model: str, messages: tuple[Message, ...], sampling: str = "greedy") -> str:
-    """The key of an answer: 128 bits of SHA-256 over model, sampling settings and the conversation so far."""
-    text = json.dumps([model, sampling, messages], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]  # models do emit halves of characters
+Conversation = tuple[Message, ...]
 
 
 class Recording:
-    """A recording in memory: its tasks and its answers by key."""
+    """A recording in memory: its tasks, and its answers by model and conversation."""
 
-    def __init__(self, models: Iterable[str], sampling: str = "greedy", source: str = "recording") -> None:
-        self.models, self.sampling, self.source = tuple(models), sampling, source
+    def __init__(
+        self, models: Iterable[str], sampling: str = "greedy", source: str = "recording", made: Mapping[str, Any] | None = None
+    ) -> None:  # fmt: skip
+        self.models, self.sampling, self.source, self.made = tuple(models), sampling, source, made or {}
         self.tasks: list[Task] = []
-        self.answers: dict[str, Completion] = {}
-        self._known: dict[str, set[tuple[str, tuple[Message, ...]]]] = {}
+        self.answers: dict[tuple[str, Conversation], Completion] = {}
+        self._known: dict[str, set[tuple[str, Conversation]]] = {}
 
-    def add(self, task_id: str, messages: tuple[Message, ...], completion: Completion) -> str:
-        """Keep an answer and return its key; the last one wins, as a re-recorded conversation replaces the old."""
-        key = conversation_key(completion.model, messages, self.sampling)
-        self.answers[key] = completion
-        self._known.setdefault(task_id, set()).add((completion.model, messages))
-        return key
+    def add(self, task_id: str, messages: Conversation, completion: Completion) -> None:
+        """Keep an answer of one of the models; the last one wins, as a re-recorded conversation replaces the old."""
+        entry = completion.model, messages
+        self.answers[entry] = completion
+        self._known.setdefault(task_id, set()).add(entry)
 
-    def conversations(self) -> list[tuple[str, str, tuple[Message, ...]]]:
+    def conversations(self) -> list[tuple[str, str, Conversation]]:
         """(task, model, conversation so far) of every answer, in an order that does not depend on when it was recorded."""
         return sorted((task, *entry) for task, entries in self._known.items() for entry in entries)
+
+    def of_task(self, task_id: str) -> list[tuple[Conversation, list[Completion]]]:
+        """What was asked about a task and what the models answered, conversations in order, models as the recording has them."""
+        asked = sorted((messages, self.models.index(model), model) for model, messages in self._known.get(task_id, ()))
+        return [
+            (messages, [self.answers[model, messages] for _, _, model in group])
+            for messages, group in itertools.groupby(asked, key=lambda entry: entry[0])
+        ]
+
+    def untold_tasks(self) -> list[str]:
+        """Tasks that answers belong to but that are not among `tasks`, in order."""
+        return sorted(self._known.keys() - {task.id for task in self.tasks})
 
     def near_misses(self, call: ModelCall, model: str) -> str:
         """The recorded conversation of this task that agrees longest with the one asked for."""
@@ -65,36 +65,61 @@ class Recording:
         if not known:
             return f"nothing is recorded of task {call.task.id!r}"
 
-        def agreement(entry: tuple[str, tuple[Message, ...]]) -> tuple[int, bool]:
-            return _common_prefix(entry[1], call.messages), entry[0] == model
+        def agreement(entry: tuple[str, Conversation]) -> tuple[int, bool]:
+            return common_prefix(entry[1], call.messages), entry[0] == model
 
         near_model, near = max(sorted(known), key=agreement)
         return (
             f"the nearest recorded conversation is {near_model!r} after {len(near)} messages, of which the first "
-            f"{_common_prefix(near, call.messages)} agree"
+            f"{common_prefix(near, call.messages)} agree"
         )
 
 
-def _common_prefix(first: tuple[Message, ...], second: tuple[Message, ...]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+def recordable(answer: Completion, model: str, *, timings: bool = False) -> Completion:
+    """An answer as a recording keeps it, so that greedy models recorded twice make the same file.
+
+    It bears the name it was asked for: a server's own name for its model is not what replay asks for. Replayed it is exact.
+    The log-probability keeps 4 significant digits. What depends on the moment (seconds, tokens found in a cache) is left out
+    unless `timings` asks for it; seconds then keep 3 digits.
+    """
+    return answer._replace(
+        model=model,
+        mean_logprob=_rounded(answer.mean_logprob, 4),
+        prefill_s=_rounded(answer.prefill_s, 3) if timings else float("nan"),
+        decode_s=_rounded(answer.decode_s, 3) if timings else float("nan"),
+        cached_tokens=answer.cached_tokens if timings else 0,
+        provenance="exact" if answer.provenance == "live" else answer.provenance,
+    )
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
 
 
 class ReplayBackend:
-    """Answers from a recording; a conversation nobody recorded goes to `on_miss` or raises RecordingMiss."""
+    """Answers from a recording; a conversation nobody recorded goes to `on_miss` or raises RecordingMiss when collected."""
 
-    def __init__(self, recording: Recording, on_miss: Callable[[ModelCall, str], Completion] | None = None) -> None:
+    def __init__(self, recording: Recording, on_miss: Callable[[ModelCall, str], Handle] | None = None) -> None:
         self._recording, self._on_miss = recording, on_miss
 
-    def submit(self, call: ModelCall, model: str) -> Completion:
-        """The recorded answer, at once."""
-        recording = self._recording
-        key = conversation_key(model, call.messages, recording.sampling)
-        answer = recording.answers.get(key)
+    def submit(self, call: ModelCall, model: str) -> Handle:
+        """The recorded answer, at once. A miss is raised when it is collected: who gives up before needs no answer."""
+        answer = self._recording.answers.get((model, call.messages))
         if answer is not None:
             return answer
-        if self._on_miss is not None:
-            return self._on_miss(call, model)
+        return self._on_miss(call, model) if self._on_miss is not None else _Missing(self._recording, call, model)
+
+
+class _Missing:
+    """The answer that was not recorded."""
+
+    def __init__(self, recording: Recording, call: ModelCall, model: str) -> None:
+        self._recording, self._call, self._model = recording, call, model
+
+    def result(self) -> NoReturn:
+        """Raises RecordingMiss."""
+        recording, call, model = self._recording, self._call, self._model
+        key = conversation_key(model, call.messages, recording.sampling)
         raise RecordingMiss(
             f"{recording.source}: no answer of {model!r} to subtask {call.position} of task {call.task.id!r} "
             f"(key {key}); {recording.near_misses(call, model)}. Record this placement, use a policy that places whole "
@@ -108,7 +133,7 @@ class RecordingBackend:
     def __init__(self, inner: InferenceBackend, recording: Recording) -> None:
         self._inner, self._recording = inner, recording
 
-    def submit(self, call: ModelCall, model: str) -> _KeptHandle:
+    def submit(self, call: ModelCall, model: str) -> Handle:
         """Submit to the inner backend; the answer is kept when it is collected."""
         models = self._recording.models
         if model not in models:  # found out now, not when hours of answers are read back
@@ -127,102 +152,29 @@ class _KeptHandle:
         return completion
 
 
-def write_recording(recording: Recording, path: Path) -> None:
-    """Write atomically; `.gz` compresses, without name and time in its head, so equal recordings are equal files.
+def write_recording(recording: Recording, path: Path, partial: Path | None = None) -> None:
+    """Write atomically, by way of the file `partial`; equal recordings are equal files.
 
     Of a task everything is kept but `features` and `latent`, of an answer everything; what was live is exact when replayed.
     Raises InputError where the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _writer(partial, compressed=path.suffix == ".gz") as out:
-            _write(recording, out)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written ({error.strerror})", "Name another file") from None
-    finally:
-        if partial.is_file():
-            partial.unlink()
-
-
-@contextmanager
-def _writer(path: Path, *, compressed: bool) -> Iterator[TextIO]:
-    with path.open("wb") as file:
-        packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if compressed else file
-        with packed, io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as out:
-            yield out
-
-
-def _write(recording: Recording, out: TextIO) -> None:
-    conversations = recording.conversations()
-    counts = {"tasks": len(recording.tasks), "answers": len(conversations)}
-    _line(
-        out,
-        {"isthmus_recording": VERSION, "models": list(recording.models), "sampling": recording.sampling, **counts},
-    )
-    for task in recording.tasks:
-        _line(out, {"task": task_fields(task)})
-    for task_id, model, messages in conversations:
-        key = conversation_key(model, messages, recording.sampling)
-        answer = answer_fields(recording.answers[key])
-        _line(out, {"key": key, "task_id": task_id, "messages": [list(m) for m in messages], **answer})
-
-
-def _line(out: TextIO, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a character pair has no UTF-8, but a JSON escape
-        text = json.dumps(value, separators=(",", ":"))
-    out.write(text + "\n")
+    with RecordingWriter(path, Header(recording.models, recording.sampling, recording.made), partial) as out:
+        told: list[Task | str] = [*recording.tasks, *recording.untold_tasks()]
+        for task in told:
+            out.task(task)
+            for messages, answers in recording.of_task(task.id if isinstance(task, Task) else task):
+                out.conversation(messages, answers)
+        out.finish()
 
 
 def read_recording(path: Path) -> Recording:
     """Read a recording line by line; raises InputError with the line for anything that is not one."""
-    lines = json_lines(path)
-    recording, header = _read_header(path, lines)
-    names: set[str] = set()
-    answers = 0
-    for row, fields in lines:
-        try:
-            if "task" in fields:
-                task = read_task(fields["task"])
-                if task.id in names:
-                    raise ValueError(f"the task {task.id!r} occurs twice")
-                names.add(task.id)
-                recording.tasks.append(task)
-            else:
-                _keep(recording, *read_answer(fields))
-                answers += 1
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise RecordingError(f"{path}: row {row}", f"not a task or an answer: {problem}", _AGAIN) from None
-    if not recording.tasks:
-        raise RecordingError(str(path), "holds no task", "Record again; the recording broke off before its first task")
-    for name, found in (("tasks", len(names)), ("answers", answers)):
-        if header.get(name, found) != found:
-            raise RecordingError(str(path), f"holds {found} of {header[name]} {name}", _AGAIN)
+    header, entries = read_file(path)
+    recording = Recording(header.models, header.sampling, str(path), header.made)
+    add = recording.add
+    for entry in entries:
+        if isinstance(entry, Task):
+            recording.tasks.append(entry)
+        else:
+            add(entry.task_id, entry.messages, entry.answer)
     return recording
-
-
-def _keep(recording: Recording, key: str, task_id: str, messages: tuple[Message, ...], answer: Completion) -> None:
-    if answer.model not in recording.models:
-        raise ValueError(f"the model {answer.model!r} is none of {', '.join(recording.models)}")
-    if recording.add(task_id, messages, answer) != key:
-        raise ValueError("its key does not belong to its conversation")
-
-
-def _read_header(path: Path, lines: Iterator[tuple[int, dict[str, Any]]]) -> tuple[Recording, dict[str, Any]]:
-    row, header = next(lines, (1, {}))
-    place, version = f"{path}: row {row}", header.get("isthmus_recording")
-    if version is None:
-        raise RecordingError(place, "not an Isthmus recording", "Its first line names isthmus_recording")
-    if version is True or version != VERSION:
-        raise RecordingError(place, f"is of version {version!r}", f"This Isthmus reads version {VERSION}; record again")
-    models, sampling = header.get("models"), header.get("sampling", "greedy")
-    if not isinstance(models, list) or not models or not all(isinstance(m, str) for m in models):
-        raise RecordingError(f"{place}, field 'models'", f"found {models!r}", "Give a list of model names")
-    if not isinstance(sampling, str):
-        raise RecordingError(f"{place}, field 'sampling'", f"found {sampling!r}", "Give the sampling settings as text")
-    return Recording(models, sampling, str(path)), header

@@ -11,7 +11,9 @@ from typing import Any, NoReturn, get_type_hints
 from workloads.task import PROVENANCES, Attachment, Completion, Message, Task
 
 _LARGEST_COUNT = 2**31 - 1  # results keep counts in 32 bits
-_ANSWER_FIELDS = get_type_hints(Completion)
+_REQUIRED = tuple(name for name in Completion._fields if name not in Completion._field_defaults)
+_ROLES = {role: role for role in ("system", "user", "assistant", "tool")}
+"""One text for all messages of a role, where a parser makes a new one each time."""
 
 
 def task_fields(task: Task) -> dict[str, Any]:
@@ -42,11 +44,11 @@ def read_task(fields: Any) -> Task:
     """The task an object holds. Raises KeyError for a missing field and ValueError for a wrong one."""
     if not isinstance(fields, dict):
         _refuse("task", fields, "an object of fields")
-    attachments = tuple(_read_attachment(entry) for entry in _list(fields, "attachments"))
-    answer = None if fields.get("answer") is None else _text(fields, "answer")
+    attachments = tuple(_read_attachment(entry) for entry in as_list(fields, "attachments"))
+    answer = None if fields.get("answer") is None else as_text(fields, "answer")
     return Task(
-        _text(fields, "id"), _text(fields, "prompt"), answer, _text({"family": "default", **fields}, "family"),
-        _count(fields, "prompt_tokens") if "prompt_tokens" in fields else 0, attachments,
+        as_text(fields, "id"), as_text(fields, "prompt"), answer, as_text({"family": "default", **fields}, "family"),
+        as_count(fields, "prompt_tokens") if "prompt_tokens" in fields else 0, attachments,
     )  # fmt: skip
 
 
@@ -55,57 +57,68 @@ def _read_attachment(entry: Any) -> Attachment:
         _refuse("attachments", entry, "lists of name, size_bytes, tokens and association")
     fields = dict(zip(Attachment._fields, entry, strict=True))
     return Attachment(
-        _text(fields, "name"), _count(fields, "size_bytes"), _count(fields, "tokens"), _number(fields, "association")
-    )
+        as_text(fields, "name"), as_count(fields, "size_bytes"), as_count(fields, "tokens"),
+        _number(fields, "association"),
+    )  # fmt: skip
 
 
-def read_answer(fields: Mapping[str, Any]) -> tuple[str, str, tuple[Message, ...], Completion]:
-    """(key, task, conversation so far, answer) of an object. Raises KeyError for a missing field, ValueError for a wrong one."""
-    key, task_id = _text(fields, "key"), _text(fields, "task_id")
-    if "messages" not in fields:
-        raise KeyError("messages")
-    messages = tuple(_read_message(entry) for entry in _list(fields, "messages"))
+def read_answer(fields: Any, also: frozenset[str] = frozenset()) -> Completion:
+    """The answer an object holds, beside fields called `also`. Raises KeyError for a missing field, ValueError for a wrong one."""
+    if not isinstance(fields, dict):
+        _refuse("answers", fields, "objects of fields")
     values: dict[str, Any] = {}
-    for name, kind in _ANSWER_FIELDS.items():
-        if name in fields:
-            values[name] = _CHECKS[kind](fields, name)
-        elif name not in Completion._field_defaults:
+    for name in fields:
+        check = _CHECKS.get(name)
+        if check is not None:
+            values[name] = check(fields, name)
+        elif name not in also:
+            raise ValueError(f"unknown field {name!r}")
+    for name in _REQUIRED:
+        if name not in values:
             raise KeyError(name)
-    unknown = fields.keys() - values.keys() - {"key", "task_id", "messages"}
-    if unknown:
-        raise ValueError(f"unknown field {min(unknown)!r}")
     answer = Completion(**values)
     if answer.provenance not in PROVENANCES:
         _refuse("provenance", answer.provenance, " or ".join(PROVENANCES))
-    return key, task_id, messages, answer
+    return answer
+
+
+def read_messages(fields: Mapping[str, Any], name: str) -> tuple[Message, ...]:
+    """The messages a field holds as lists of role and content."""
+    if name not in fields:
+        raise KeyError(name)
+    return tuple([_read_message(entry) for entry in as_list(fields, name)])
 
 
 def _read_message(entry: Any) -> Message:
     if not isinstance(entry, list) or len(entry) != 2:
         _refuse("messages", entry, "lists of role and content")
     fields = dict(zip(Message._fields, entry, strict=True))
-    return Message(_text(fields, "role"), _text(fields, "content"))
+    role = as_text(fields, "role")
+    return Message(_ROLES.get(role, role), as_text(fields, "content"))
 
 
-def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+def as_list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    """A field that is a list; an absent one is empty."""
     value = fields.get(name, [])
     return value if isinstance(value, list) else _refuse(name, value, "a list")
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
+def as_text(fields: Mapping[str, Any], name: str) -> str:
+    """A field that is text."""
     value = fields[name]
     return value if isinstance(value, str) else _refuse(name, value, "text")
 
 
-def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
-    return None if fields[name] is None else _text(fields, name)
-
-
-def _count(fields: Mapping[str, Any], name: str) -> int:
+def as_count(fields: Mapping[str, Any], name: str) -> int:
+    """A field that counts something."""
     value = fields[name]
     if type(value) is not int or not 0 <= value <= _LARGEST_COUNT:
         _refuse(name, value, f"a whole number from 0 to {_LARGEST_COUNT}")
     return value
+
+
+def _optional_text(fields: Mapping[str, Any], name: str) -> str | None:
+    return None if fields[name] is None else as_text(fields, name)
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
@@ -117,9 +130,10 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
     return float(value)
 
 
-_CHECKS: dict[Any, Callable[[Mapping[str, Any], str], Any]] = {
-    str: _text, int: _count, float: _number, str | None: _optional_text
+_KINDS: dict[Any, Callable[[Mapping[str, Any], str], Any]] = {
+    str: as_text, int: as_count, float: _number, str | None: _optional_text
 }  # fmt: skip
+_CHECKS = {name: _KINDS[kind] for name, kind in get_type_hints(Completion).items()}
 
 
 def _refuse(name: str, found: Any, wanted: str) -> NoReturn:
