@@ -14,9 +14,11 @@ without chunked prefill). Time passes in iterations, and everything happens at t
 - A cancelled job that is running leaves at the end of the iteration, as its memory cannot be freed earlier.
 - A crash takes effect at once, in the middle of an iteration, and empties the prompt cache.
 - A job larger than the whole key-value memory leaves at once as `oversized`.
+- With a `call_overhead_s` a job joins the line that much later: what lies around the engine (RPC, reading the text) takes
+  time but no place in the batch. What follows the last token is counted here too, as only the sum is known.
 
 Coalescing: between two arrivals or finishes only decode iterations happen, whose total has a closed form
-(`Roofline.decode_span_s`). So the server sleeps until the next finish; an arrival that can be admitted wakes it at the
+(`StepModel.decode_span_s`). So the server sleeps until the next finish; an arrival that can be admitted wakes it at the
 end of the iteration in progress.
 """
 
@@ -32,8 +34,9 @@ from simpy.events import EventPriority
 from sim.environment import fire
 from sim.job import CANCELLED, CRASHED, OK, OVERSIZED, RUNNING, UNAVAILABLE, WAITING, Job
 from sim.prompt_cache import PromptCache
-from sim.roofline import Roofline
+from sim.reception import Reception
 from sim.server import BaseServer
+from sim.step_model import StepModel
 from workloads.errors import InputError
 
 _AFTER_ARRIVALS = EventPriority(2)
@@ -41,7 +44,7 @@ _AFTER_ARRIVALS = EventPriority(2)
 
 
 class BatchingServer(BaseServer):
-    """One replica of a model on one device. `kv_capacity_tokens` overrides the roofline's; see the module for the rules.
+    """One replica of a model on one device. `kv_capacity_tokens` overrides the model's; see the module for the rules.
 
     With a `cache`, the cached part of a prompt is looked up at admission and the conversation stored at the finish;
     the cache's memory is its own and does not reduce the capacity for running sequences.
@@ -50,7 +53,7 @@ class BatchingServer(BaseServer):
     def __init__(
         self,
         env: Environment,
-        roofline: Roofline,
+        roofline: StepModel,
         *,
         max_batch: int,
         discipline: str = "fifo",
@@ -64,6 +67,7 @@ class BatchingServer(BaseServer):
         if kv_capacity_tokens is not None and kv_capacity_tokens < 1:
             raise InputError(f"server '{name}': kv_capacity_tokens", f"found {kv_capacity_tokens}", "Give at least 1.")
         self.roofline, self.max_batch, self.cache = roofline, max_batch, cache
+        self._reception = Reception(env, roofline.call_overhead_s, self._join_line)
         capacity = roofline.kv_capacity_tokens if kv_capacity_tokens is None else kv_capacity_tokens
         self.kv_capacity_tokens: float = math.inf if capacity is None else capacity
         self._on_wake = [self._wake]  # shared by all timers: SimPy only reads it
@@ -98,21 +102,25 @@ class BatchingServer(BaseServer):
         if job.prompt_tokens + job.output_tokens > self.kv_capacity_tokens:
             return self._dismiss(job, OVERSIZED)
         job.status = WAITING
-        self._line.push(job)
         self.queue_length += 1
+        self._reception.enter(job)
+        return job.done
+
+    def _join_line(self, job: Job) -> None:
+        self._line.push(job)
         if self._timer is None:
-            self._settled_s = job.submitted_s
-            self._continue(job.submitted_s)
-        elif self.running < self.max_batch and (self._overtaking or self.queue_length == 1):
+            self._settled_s = self.env.now
+            self._continue(self._settled_s)
+        elif self.running < self.max_batch and (self._overtaking or self.queue_length - len(self._reception) == 1):
             # With several in a first-in-first-out line the end of the iteration is already planned, or the head
             # waits for memory, which only a finish frees.
             self._plan_end_of_iteration()
-        return job.done
 
     def cancel(self, job: Job) -> None:
         """Take the job back: at once if it waits, at the end of the iteration if it runs."""
         if job.status == WAITING:
             self.queue_length -= 1
+            self._reception.leave(job)
             self._dismiss(job, CANCELLED)
             if self._timer is not None and self.running < self.max_batch:
                 self._plan_end_of_iteration()  # the one behind may fit where this one did not
@@ -136,6 +144,8 @@ class BatchingServer(BaseServer):
             status = CANCELLED if job.status == CANCELLED else CRASHED
             self._depart(job, status, now)
             job.done.succeed(job)
+        for job in self._reception.empty():
+            self._dismiss(job, CRASHED)
         self._dismiss_waiting(CRASHED)
         self._empty()
         if self.cache is not None:
@@ -277,7 +287,7 @@ class BatchingServer(BaseServer):
             admitted.append(job)
         if not admitted:
             return 0.0
-        prefill_s = self.roofline.prefill_many_s(tokens, context, pairs)
+        prefill_s = self.roofline.prefill_many_s(tokens, context, pairs, len(admitted))
         first_token_s = now + prefill_s
         for job in admitted:
             if job.output_tokens > 0:

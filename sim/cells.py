@@ -19,6 +19,7 @@ from sim.scenario import PolicySpec, Scenario
 from sim.simulation import simulate
 from sim.study import price_of, rates_of, tier_views
 from sim.workload import At, build_workload, check_files, load_trace, no_place
+from workloads.backend import InferenceBackend
 from workloads.errors import InputError
 
 MOST_CELLS = 100_000
@@ -118,9 +119,11 @@ def _takes_list(kind: Any, option: str) -> bool:
     return field is not None and typing.get_origin(field.annotation) is tuple
 
 
-def run_cell(cell: Cell, on_end: Callable[[RequestRow], None] | None = None) -> Records:
-    """Simulate one cell."""
-    workload = build_workload(cell.scenario, cell.seed, cell.scenario_path)
+def run_cell(
+    cell: Cell, on_end: Callable[[RequestRow], None] | None = None, live: InferenceBackend | None = None
+) -> Records:
+    """Simulate one cell; `live` answers where its scenario asks live models."""
+    workload = build_workload(cell.scenario, cell.seed, cell.scenario_path, live)
     policy = build_policy(cell.policy.policy, cell.policy.options, cell.scenario_path.parent)
     return simulate(
         cell.scenario, workload, policy, cell.seed, lambda file: load_trace(file, cell.scenario_path), on_end

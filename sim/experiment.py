@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +22,12 @@ from sim.records import Records
 from sim.run_store import RunStore
 from sim.run_tables import RunTables
 from sim.scenario import Scenario
+from sim.text_tasks import remembering
+from workloads.backend import InferenceBackend
 from workloads.errors import IsthmusError
 
 ParallelMap = Callable[[Callable[[Cell], Records], Sequence[Cell], int | None], Iterable[tuple[Cell, Records]]]
+OpenLive = Callable[[Scenario], AbstractContextManager[InferenceBackend]]
 _BOOTSTRAP_SEED = 20_260_101
 _FEW_REQUESTS = 2_000
 """Below this many requests in all, starting worker processes takes longer than simulating."""
@@ -45,10 +50,12 @@ def run_experiment(
     console: Console,
     *,
     elsewhere: bool = False,
+    open_live: OpenLive | None = None,
 ) -> Finished:
     """Run what is not yet finished, then write metrics, figures and the report. Raises IsthmusError if nothing completes.
 
     `workers` defaults to one per core; with `elsewhere` the cells run on another machine's cores, whatever their number.
+    `open_live` brings up the live models of scenarios that ask them; their cells run one after another.
     """
     started_s = time.monotonic()
     store.start()
@@ -57,9 +64,14 @@ def run_experiment(
     if kept:
         console.print(f"{kept} of {len(store.cells)} cells are finished from before and kept.")
     if pending:
-        if not elsewhere:
-            workers = _local_workers(pending, workers)
-        _run_cells(pending, store, parallel, workers, console)
+        is_live = loaded.scenario.inference.backend == "serve"
+        if is_live:
+            assert open_live is not None
+            _run_cells(pending, store, _live_cells(pending, open_live), console)
+        elif not elsewhere and (workers := _local_workers(pending, workers)) == 1:
+            _run_cells(pending, store, ((cell, run_cell(cell)) for cell in pending), console)
+        else:
+            _run_cells(pending, store, parallel(run_cell, pending, workers), console)
     requests = store.requests()
     if not (requests["status"] == "completed").any():
         reasons = sorted(set(map(str, requests["reason"])))[:3]
@@ -79,18 +91,29 @@ def _requests(cells: Sequence[Cell]) -> int:
 
 
 def _run_cells(
-    pending: Sequence[Cell], store: RunStore, parallel: ParallelMap, workers: int | None, console: Console
+    pending: Sequence[Cell], store: RunStore, results: Iterable[tuple[Cell, Records]], console: Console
 ) -> None:
     with SweepProgress(console, len(pending), _requests(pending)) as progress:
-        results = _one_by_one(pending) if workers == 1 else parallel(run_cell, pending, workers)
         for cell, records in results:
             store.save(cell, records)
             progress.advance(records)
 
 
-def _one_by_one(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Records]]:
-    for cell in cells:
-        yield cell, run_cell(cell)
+def _live_cells(cells: Sequence[Cell], open_live: OpenLive) -> Iterator[tuple[Cell, Records]]:
+    """Cells whose tiers serve the same models share them."""
+    for _, group in itertools.groupby(cells, key=lambda cell: _served(cell.scenario)):
+        same = list(group)
+        scenario = same[0].scenario
+        models = [tier.model_name or name for name, tier in scenario.tiers.items()]
+        with open_live(scenario) as backend:
+            answering = remembering(backend, models)
+            for cell in same:
+                yield cell, run_cell(cell, live=answering)
+
+
+def _served(scenario: Scenario) -> list[Any]:
+    """What decides which live models are brought up."""
+    return [(name, tier.serve, tier.replicas, tier.max_batch) for name, tier in scenario.tiers.items()]
 
 
 def _finish(loaded: LoadedScenario, store: RunStore, requests: dict[str, Any], wall_s: float, kept: int) -> Finished:

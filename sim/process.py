@@ -22,6 +22,7 @@ from sim.tier import TierRuntime
 from sim.watchdog import Watchdog
 from workloads.agent import Agent
 from workloads.backend import InferenceBackend
+from workloads.errors import ModelUnavailable
 from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor, worst_provenance
 
 Waits = Generator[Event, Any, Any]
@@ -224,6 +225,8 @@ class RequestProcess:
                     route, transfer = down, down.transfer(tail_bytes, self.index, call.position)
                     yield transfer
                     route = None
+        except ModelUnavailable as failure:  # a live model: it fails when it is asked, in no virtual time
+            plan.status, plan.retry_after_s = f"live-{failure.reason}", failure.retry_after_s
         except Interrupt as interrupt:
             plan.status = str(interrupt.cause)
             if route is not None and transfer is not None:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from ruamel.yaml import YAML
 
 from workloads.errors import suggest
@@ -39,21 +39,53 @@ class Strict(BaseModel):
     )
 
 
-class DeviceProfile(Strict):
-    """Hardware that runs a model: the roofline's numbers, its power and its price."""
+class StepTimesProfile(Strict):
+    """Measured times of one model's iterations on one device, for where no roofline fits; `run_sim.py calibrate` prints them.
 
-    peak_tflops: Positive
-    """Peak dense compute at the precision the model runs in, TFLOP/s."""
+    A prefill iteration reads all newly admitted prompts; a decode iteration gives every sequence in the batch a token.
+    """
+
+    prefill_base_s: NonNegative = 0.0
+    """Fixed time of a prefill iteration, s."""
+    prefill_s_per_prompt: NonNegative = 0.0
+    """Time per prompt in it, s."""
+    prefill_s_per_token: NonNegative = 0.0
+    """Time per new prompt token, s."""
+    prefill_s_per_pair: NonNegative = 0.0
+    """Time per pair of a new token and one it attends to (n (n + 1) / 2 pairs in a prompt of n), s."""
+    decode_base_s: NonNegative = 0.0
+    """Fixed time of a decode iteration, s."""
+    decode_s_per_sequence: NonNegative = 0.0
+    """Time per sequence in the batch, s."""
+    decode_s_per_kv_token: NonNegative = 0.0
+    """Time per token held in the cache, s."""
+    call_overhead_s: NonNegative = 0.0
+    """Time a call spends around the engine (RPC, event loop, reading the text), s; it takes no place in the batch."""
+
+    @model_validator(mode="after")
+    def _tokens_take_time(self) -> StepTimesProfile:
+        if not self.decode_base_s + self.decode_s_per_sequence > 0:
+            raise ValueError("a decode iteration takes no time. Give decode_base_s or decode_s_per_sequence")
+        return self
+
+
+class DeviceProfile(Strict):
+    """Hardware that runs a model: what its iterations take (by a roofline or measured), its power and its price."""
+
+    peak_tflops: Positive | None = None
+    """Peak dense compute at the precision the model runs in, TFLOP/s; needed unless step times are given."""
     flops_efficiency: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the peak that prefill reaches (model FLOPs utilisation)."""
-    memory_bandwidth_gbytes_s: Positive
-    """Peak memory bandwidth, 1e9 bytes/s."""
+    memory_bandwidth_gbytes_s: Positive | None = None
+    """Peak memory bandwidth, 1e9 bytes/s; needed unless step times are given."""
     bandwidth_efficiency: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of the peak bandwidth that decoding reaches."""
     memory_gbytes: Positive
     """Memory for weights and KV cache, 1e9 bytes."""
     step_overhead_s: NonNegative = 0.001
     """Fixed time per engine iteration (kernel launches, scheduling), s."""
+    step_times: StepTimesProfile | None = None
+    """Measured times of the tier's model here, instead of the roofline's numbers above."""
     static_power_w: NonNegative = 0.0
     """Power drawn while idle, W."""
     dynamic_power_w: NonNegative = 0.0
@@ -64,6 +96,13 @@ class DeviceProfile(Strict):
     """Years over which the price is written off."""
     source: str = ""
     """Where the numbers come from."""
+
+    @model_validator(mode="after")
+    def _can_be_timed(self) -> DeviceProfile:
+        for name in ("peak_tflops", "memory_bandwidth_gbytes_s"):
+            if self.step_times is None and getattr(self, name) is None:
+                raise ValueError(f"{name}: is missing. Give it, or measured step_times")
+        return self
 
 
 class ModelProfile(Strict):

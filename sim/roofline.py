@@ -12,14 +12,17 @@ import math
 from dataclasses import dataclass, fields
 from functools import cached_property
 
+from sim.step_model import StepModel, attention_pairs, rising_steps_real
 from workloads.errors import InputError
+
+__all__ = ["Roofline", "attention_pairs"]
 
 _MAY_BE_ZERO = {"step_overhead_s", "kv_bytes_per_token", "weight_bytes", "attention_flops_per_pair"}
 _SHARES = {"flops_efficiency", "bandwidth_efficiency"}
 
 
 @dataclass(frozen=True)
-class Roofline:
+class Roofline(StepModel):
     """One model on one device (or on a tensor-parallel group taken as one device).
 
     Device: `peak_flops` in operations/s, `memory_bandwidth_bytes_s`, usable `memory_bytes`, both efficiencies in
@@ -82,12 +85,8 @@ class Roofline:
     def _pair_s(self) -> float:
         return self.attention_flops_per_pair / (self.peak_flops * self.flops_efficiency)
 
-    def prefill_s(self, tokens: int, context: int = 0) -> float:
-        """Seconds to process `tokens` new prompt tokens of one sequence after `context` tokens already cached."""
-        return self.prefill_many_s(tokens, context, attention_pairs(tokens, context))
-
-    def prefill_many_s(self, tokens: int, context: int, pairs: float) -> float:
-        """The same for several prompts in one iteration, each argument summed over the prompts."""
+    def prefill_many_s(self, tokens: int, context: int, pairs: float, prompts: int = 1) -> float:
+        """Seconds of one iteration that reads several prompts; arithmetic and traffic do not depend on their number."""
         compute = self.compute_s_per_token * tokens + self._pair_s * pairs
         memory = self.weights_s + self.kv_s_per_token * context
         return (compute if compute > memory else memory) + self.step_overhead_s
@@ -114,29 +113,6 @@ class Roofline:
         series = rising * (memory + slope * (0.5 * (flat + steps - 1)))
         return compute * flat + series + self.step_overhead_s * steps
 
-    def steps_to_reach(self, batch: int, kv_tokens: int, seconds: float) -> tuple[int, float]:
-        """The fewest steps whose span is at least `seconds`, and that span: the end of the iteration in progress."""
-        real = self._steps_real(batch, kv_tokens, seconds)
-        steps = math.ceil(real)
-        span = self.decode_span_s(batch, kv_tokens, steps)
-        if 1e-6 < steps - real < 1.0 - 1e-6 and real < 1e6:
-            return steps, span
-        # The real-valued solution may be off by rounding at a whole step; the spans themselves decide.
-        while span < seconds:
-            steps += 1
-            span = self.decode_span_s(batch, kv_tokens, steps)
-        while steps > 0:
-            shorter = self.decode_span_s(batch, kv_tokens, steps - 1)
-            if shorter < seconds:
-                break
-            steps, span = steps - 1, shorter
-        return steps, span
-
-    def steps_within(self, batch: int, kv_tokens: int, seconds: float) -> int:
-        """The most whole steps that end within `seconds`: the inverse of `decode_span_s`."""
-        steps, span = self.steps_to_reach(batch, kv_tokens, seconds)
-        return steps if span <= seconds else steps - 1
-
     def _steps_real(self, batch: int, kv_tokens: int, seconds: float) -> float:
         if seconds <= 0.0:
             return 0.0
@@ -152,12 +128,4 @@ class Roofline:
             flat = math.ceil((compute - memory) / slope)
             seconds = max(0.0, seconds - plateau * flat)
             memory += slope * flat
-        # first * n + slope * n * (n - 1) / 2 = seconds, solved in the form that does not cancel for a small slope.
-        linear = memory + overhead - 0.5 * slope
-        root = linear + math.sqrt(linear * linear + 2.0 * slope * seconds)
-        return flat + (2.0 * seconds / root if root > 0.0 else 0.0)
-
-
-def attention_pairs(tokens: int, context: int) -> float:
-    """(new token, token it attends to) pairs of a causal prefill: every new token sees the context and itself."""
-    return tokens * (context + 0.5 * (tokens + 1))
+        return flat + rising_steps_real(memory + overhead, slope, seconds)

@@ -104,7 +104,8 @@ class RunStore:
 
 
 def _run_id(cells: Sequence[Cell], inputs: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(source_hash().encode())
+    live = any(cell.scenario.inference.backend == "serve" for cell in cells)
+    digest = hashlib.sha256(source_hash(("serve",) if live else ()).encode())
     digest.update(json.dumps({name: importlib.metadata.version(name) for name in _NUMBERS_COME_FROM}).encode())
     digest.update(json.dumps(inputs, sort_keys=True).encode())
     scenarios: dict[int, str] = {}
@@ -119,11 +120,14 @@ def _run_id(cells: Sequence[Cell], inputs: Mapping[str, str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def source_hash() -> str:
-    """Hash of the program's own source: records of different versions never share a folder."""
+def source_hash(also: Sequence[str] = ()) -> str:
+    """Hash of the program's own source: records of different versions never share a folder.
+
+    Live runs depend on `also`: the serving package with the weights it ships.
+    """
     digest = hashlib.sha256()
-    for package in ("sim", "workloads"):
-        for path in sorted((ROOT / package).rglob("*.py")):
+    for package in ("sim", "workloads", *also):
+        for path in sorted(p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".safetensors")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -7,12 +7,24 @@ where it has one, a default. Reading YAML, applying `--set` and unfolding sweeps
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from sim.profiles import Name, NonNegative, Positive, PriceProfile, Prices, Strict
-from sim.scenario_workload import Arrivals, InterCode, Modelled, RecordedTasks, RouteLLM, TokenTrace, Workload
+from sim.scenario_serving import Inference, LocalNodes, ServedModel, UpstreamApi
+from sim.scenario_workload import (
+    Arrivals,
+    Gsm8kTasks,
+    HotpotQaTasks,
+    InterCode,
+    Modelled,
+    PairTasks,
+    RecordedTasks,
+    RouteLLM,
+    TokenTrace,
+    Workload,
+)
 from sim.scenario_world import BandwidthFile, Fault, LinkSpec, Service, Tier
 from workloads.errors import suggest
 
@@ -21,22 +33,32 @@ __all__ = [
     "BandwidthFile",
     "Client",
     "Fault",
+    "Gsm8kTasks",
+    "HotpotQaTasks",
     "Inference",
     "InterCode",
     "LinkSpec",
+    "LocalNodes",
     "Modelled",
+    "PairTasks",
     "PolicySpec",
     "Pricing",
     "RecordedTasks",
     "RouteLLM",
     "Scenario",
+    "ServedModel",
     "Service",
     "Sla",
     "Tier",
     "TokenPrice",
     "TokenTrace",
+    "UpstreamApi",
     "Workload",
 ]
+
+
+TEXT_TASKS = ("pair", "gsm8k", "hotpotqa")
+"""Kinds of tasks that are only asked: a recording or a live model answers them."""
 
 
 class Client(Strict):
@@ -95,15 +117,6 @@ class Pricing(Strict):
     """Electricity, carbon and hardware."""
 
 
-class Inference(Strict):
-    """Where answers come from when a recording lacks them."""
-
-    on_miss: Literal["error", "modelled"] = "error"
-    """A placement nobody recorded: stop, or answer by a model of outcomes and label it `modelled`."""
-    service_time: Literal["profile", "measured"] = "profile"
-    """Service seconds from the device or endpoint profile, or as measured with the recorded answer."""
-
-
 class PolicySpec(Strict):
     """A policy and its options; an option given as a list is swept."""
 
@@ -147,7 +160,7 @@ class Scenario(Strict):
     pricing: Pricing = Pricing()
     """The price list."""
     inference: Inference = Inference()
-    """Where missing answers come from."""
+    """Where answers come from."""
     policies: Annotated[tuple[PolicySpec, ...], Field(min_length=1)]
     """Policies to compare."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (1, 2, 3)
@@ -169,8 +182,33 @@ class Scenario(Strict):
             few = f"{self.workload.warmup_requests} of {self.workload.requests} requests are warm-up"
             raise ValueError(f"workload.warmup_requests: {few}. Leave some to be measured")
         self._check_trace_workload()
+        self._check_answers()
         self._check_places()
         return self
+
+    def _check_answers(self) -> None:
+        """Somebody must be there to answer the tasks."""
+        kind, inference = self.workload.tasks.kind, self.inference
+        own = kind not in TEXT_TASKS
+        if inference.backend == "serve":
+            if own:
+                raise ValueError(
+                    f"inference.backend: 'serve' asks live models, but tasks of kind {kind!r} bring their own answers. "
+                    f"Give tasks of kind {', '.join(TEXT_TASKS)}, or backend: replay"
+                )
+            for name, tier in self.tiers.items():
+                if tier.serve is None:
+                    raise ValueError(
+                        f"tiers.{name}.serve: is missing, and inference.backend 'serve' asks the tier's live model. "
+                        "Say which model it is, e.g. serve: {source: pair/slm}"
+                    )
+        elif not own and inference.recording is None:
+            raise ValueError(
+                f"inference.recording: is missing, and tasks of kind {kind!r} bring no answers. Name a recording made by "
+                "`run_sim.py record`, or set backend: serve to ask live models"
+            )
+        elif own and inference.recording is not None:
+            raise ValueError(f"inference.recording: tasks of kind {kind!r} bring their own answers. Leave it out")
 
     def _check_trace_workload(self) -> None:
         if self.workload.tasks.kind == "trace" and self.workload.arrivals.kind != "trace":

@@ -111,10 +111,49 @@ class RecordedTasks(Strict):
     """The recording (JSON lines, .gz or plain)."""
 
 
+class PairTasks(Strict):
+    """Tasks made for the shipped pair of small models: knowledge-base hops and word problems, with tools."""
+
+    kind: Literal["pair"]
+    split: Literal["train", "validation", "test"] = "test"
+    """No question is in two splits; the models were trained on the first."""
+    families: Annotated[tuple[Literal["hops", "sums"], ...], Field(min_length=1)] = ("hops", "sums")
+    """hops: questions over an invented knowledge base; sums: word problems."""
+    distinct_tasks: Count = 1000
+    """Number of different tasks."""
+    draw: Annotated[int, Field(ge=0)] = 1
+    """Which draw of tasks; the same number gives the same tasks under every scenario seed, as a recording needs."""
+
+
+class Gsm8kTasks(Strict):
+    """Word problems from a GSM8K-style file; the agent has a calculator, the last number counts."""
+
+    kind: Literal["gsm8k"]
+    path: str
+    """JSON lines with `question` and `answer`, the number after ####."""
+    limit: Count | None = None
+    """Only the first so many."""
+
+
+class HotpotQaTasks(Strict):
+    """Multi-hop questions from a HotpotQA-style file; the agent searches the question's own paragraphs."""
+
+    kind: Literal["hotpotqa"]
+    path: str
+    """A JSON list of questions with context paragraphs."""
+    limit: Count | None = None
+    """Only the first so many."""
+    metric: Literal["exact_match", "f1"] = "exact_match"
+    """How an answer is graded, after SQuAD's normalisation."""
+
+
 class Workload(Strict):
     """What is asked, how often, by whom."""
 
-    tasks: Annotated[Modelled | RouteLLM | InterCode | TokenTrace | RecordedTasks, Field(discriminator="kind")]
+    tasks: Annotated[
+        Modelled | RouteLLM | InterCode | TokenTrace | RecordedTasks | PairTasks | Gsm8kTasks | HotpotQaTasks,
+        Field(discriminator="kind"),
+    ]
     """Where tasks and answers come from."""
     requests: Count = 400
     """Number of requests; tasks repeat in a new random order when there are fewer of them."""

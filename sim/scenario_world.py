@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from sim.profiles import Count, Device, Endpoint, LinkHop, Model, Name, NonNegative, Positive, Strict
+from sim.scenario_serving import ServedModel
 
 
 class Service(Strict):
@@ -47,6 +48,8 @@ class Tier(Strict):
     """Reuse the processed prefix of a conversation (devices: KV cache; endpoints: prompt caching)."""
     cache_lifetime_s: NonNegative = 600.0
     """device: how long an idle prefix is kept, s (endpoints have their own)."""
+    serve: ServedModel | None = None
+    """The real model behind the tier in live runs (`inference.backend: serve`, `record`, `serve`)."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Tier:

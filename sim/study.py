@@ -6,6 +6,8 @@ from sim.cost import TierRates, TokenPrices, charge, tier_rates, token_prices
 from sim.policies.base import Study, TierView
 from sim.roofline import Roofline
 from sim.scenario import Scenario, Tier
+from sim.step_model import StepModel
+from sim.step_times import StepTimes
 from sim.workload import BuiltWorkload
 from workloads.errors import InputError
 from workloads.task import ModelCall
@@ -44,21 +46,28 @@ def tier_views(scenario: Scenario, rates: dict[str, TierRates[float]]) -> tuple[
     )  # fmt: skip
 
 
-def roofline_of(tier: Tier) -> Roofline | None:
-    """The roofline of a tier's model on its device; None for endpoints and plain queues."""
+def roofline_of(tier: Tier) -> StepModel | None:
+    """How long iterations of a tier's model on its device take, measured or by the roofline; None where there is no device."""
     device, model = tier.device, tier.model
     if device is None:
         return None
+    memory_bytes = device.memory_gbytes * 1e9
+    weight_bytes = (model.weight_gbytes or 2 * model.parameters_b) * 1e9
+    if device.step_times is not None:
+        per_token = model.kv_bytes_per_token
+        capacity = int((memory_bytes - weight_bytes) / per_token) if per_token else None
+        return StepTimes(**device.step_times.model_dump(), kv_capacity_tokens=capacity)
+    assert device.peak_tflops is not None
+    assert device.memory_bandwidth_gbytes_s is not None
     return Roofline(
         peak_flops=device.peak_tflops * 1e12, flops_efficiency=device.flops_efficiency,
         memory_bandwidth_bytes_s=device.memory_bandwidth_gbytes_s * 1e9, bandwidth_efficiency=device.bandwidth_efficiency,
-        memory_bytes=device.memory_gbytes * 1e9, parameters=model.parameters_b * 1e9,
-        weight_bytes=(model.weight_gbytes or 2 * model.parameters_b) * 1e9, kv_bytes_per_token=model.kv_bytes_per_token,
-        step_overhead_s=device.step_overhead_s,
+        memory_bytes=memory_bytes, parameters=model.parameters_b * 1e9, weight_bytes=weight_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token, step_overhead_s=device.step_overhead_s,
     )  # fmt: skip
 
 
-def nominal_service_s(tier: Tier, roofline: Roofline | None, prompt_tokens: int, completion_tokens: int) -> float:
+def nominal_service_s(tier: Tier, roofline: StepModel | None, prompt_tokens: int, completion_tokens: int) -> float:
     """Prefill and decode seconds of one call alone on an idle server, with median endpoint latencies."""
     decode_steps = max(0, completion_tokens - 1)
     if roofline is not None:

@@ -14,9 +14,9 @@ from sim.endpoint import CloudEndpoint, LogNormal
 from sim.fleet import Fleet
 from sim.network import Link, Route
 from sim.prompt_cache import PromptCache
-from sim.roofline import Roofline
 from sim.scenario import BandwidthFile, LinkSpec, Scenario, Service, Tier
 from sim.server import Job, Server, SlotServer
+from sim.step_model import StepModel
 from sim.study import nominal_service_s, roofline_of
 from workloads.bandwidth import BandwidthTrace
 from workloads.errors import InputError
@@ -35,7 +35,7 @@ class TierRuntime:
 
     def __init__(
         self, index: int, name: str, spec: Tier, fleet: Fleet, routes: list[tuple[Route | None, Route | None]],
-        draws: CommonDraws, roofline: Roofline | None, *, measured: bool,
+        draws: CommonDraws, roofline: StepModel | None, *, measured: bool,
     ) -> None:  # fmt: skip
         self.index, self.name, self.spec, self.fleet, self._routes = index, name, spec, fleet, routes
         self.model_name = spec.model_name or name
@@ -149,7 +149,9 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
     return tiers
 
 
-def _server(env: Environment, name: str, spec: Tier, roofline: Roofline | None, seed: int, *, measured: bool) -> Server:
+def _server(
+    env: Environment, name: str, spec: Tier, roofline: StepModel | None, seed: int, *, measured: bool
+) -> Server:
     if roofline is not None and measured:  # the measured times hold what batching did; only the slots are left to model
         return SlotServer(env, spec.max_batch, discipline=spec.discipline, name=name)
     if roofline is not None:

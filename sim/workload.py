@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,8 @@ import numpy as np
 
 from sim.draws import component_rng
 from sim.loading import data_path
-from sim.scenario import Arrivals, BandwidthFile, InterCode, Modelled, RecordedTasks, RouteLLM, Scenario
+from sim.scenario import TEXT_TASKS, Arrivals, BandwidthFile, InterCode, Modelled, RecordedTasks, RouteLLM, Scenario
+from sim.text_tasks import check_recorded, text_tasks
 from workloads import arrivals as processes
 from workloads.agent import Agent, conversation_agent
 from workloads.arrivals import Times
@@ -42,8 +43,13 @@ class BuiltWorkload(NamedTuple):
     arrival_s: Times | None
 
 
-def build_workload(scenario: Scenario, seed: int, scenario_path: Path) -> BuiltWorkload:
-    """Everything drawn here depends on the scenario's workload and the seed only, never on the policy."""
+def build_workload(
+    scenario: Scenario, seed: int, scenario_path: Path, live: InferenceBackend | None = None
+) -> BuiltWorkload:
+    """Everything drawn here depends on the scenario's workload and the seed only, never on the policy.
+
+    `live` answers where the scenario's `inference.backend` is `serve`.
+    """
     spec = scenario.workload
     kind = spec.tasks.kind
     arrival_s = _arrival_times(spec.arrivals, spec.requests, seed, scenario_path)
@@ -51,6 +57,11 @@ def build_workload(scenario: Scenario, seed: int, scenario_path: Path) -> BuiltW
         tasks = _modelled(scenario, seed, scenario_path)
         world = ModelledWorkload(_qualities(scenario), _token_model(scenario))
         return BuiltWorkload(tasks, _in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
+    if kind in TEXT_TASKS:
+        asked, agent = text_tasks(scenario, scenario_path)
+        requests = _in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
+        answering = live or _replaying(_answers(scenario, asked, scenario_path))
+        return BuiltWorkload(asked, requests, agent, answering, arrival_s)
     recording, on_miss = _recorded(scenario, scenario_path)
     backend = ReplayBackend(recording, on_miss if scenario.inference.on_miss == "modelled" else None)
     requests = _in_order(recording.tasks, spec.requests, seed, shuffle=spec.shuffle)
@@ -80,7 +91,13 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
     if spec.arrivals.kind == "trace":
         with at("workload", "arrivals", "path"):
             _trace_rows(spec.arrivals, spec.requests, scenario_path)
-    if spec.tasks.kind not in ("modelled", "trace"):
+    if spec.tasks.kind in TEXT_TASKS:
+        with at("workload", "tasks"):
+            tasks = text_tasks(scenario, scenario_path).tasks
+        if scenario.inference.backend == "replay":
+            with at("inference", "recording"):
+                _answers(scenario, tasks, scenario_path)
+    elif spec.tasks.kind not in ("modelled", "trace"):
         with at("workload", "tasks"):
             _recorded(scenario, scenario_path)
     for number, link in enumerate(scenario.links):
@@ -99,6 +116,8 @@ def named_files(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str
     for name in ("path", "slm_path", "llm_path"):
         if hasattr(spec.tasks, name):
             yield ("workload", "tasks", name), getattr(spec.tasks, name)
+    if scenario.inference.recording is not None and scenario.inference.backend == "replay":
+        yield ("inference", "recording"), scenario.inference.recording
     for number, link in enumerate(scenario.links):
         for direction, file in (("up_trace", link.up_trace), ("down_trace", link.down_trace)):
             if file is not None:
@@ -153,14 +172,7 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
     names = {tier.role: tier.model_name or name for name, tier in reversed(scenario.tiers.items())}
     sizes = {tier.model_name or name: tier.model.bytes_per_token for name, tier in scenario.tiers.items()}
     if isinstance(tasks, RecordedTasks):
-        recording = _read_isthmus(data_path(tasks.path, scenario_path))
-        for model in sizes:
-            if model not in recording.models:
-                raise InputError(
-                    f"{recording.source}: field 'models'", f"no answers of {model!r}",
-                    f"Name a recorded model in the tier's model_name: {', '.join(recording.models)}",
-                )  # fmt: skip
-        return recording, None
+        return _of_our_models(_read_isthmus(data_path(tasks.path, scenario_path)), sizes), None
     if set(names) != {"slm", "llm"}:
         raise InputError(
             "tiers", "recorded outcomes of two models need a tier of role slm and one of role llm", "Add the other"
@@ -172,6 +184,30 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
     assert isinstance(tasks, InterCode)
     paths = (data_path(tasks.slm_path, scenario_path), data_path(tasks.llm_path, scenario_path))
     return _read_intercode(paths, pair, rates, tasks.observation_tool_s)
+
+
+def _answers(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> Recording:
+    """The recording that answers tasks without answers of their own."""
+    assert scenario.inference.recording is not None
+    recording = _read_isthmus(data_path(scenario.inference.recording, scenario_path))
+    check_recorded(recording, tasks)
+    return _of_our_models(recording, [tier.model_name or name for name, tier in scenario.tiers.items()])
+
+
+@lru_cache(maxsize=4)
+def _replaying(recording: Recording) -> ReplayBackend:
+    """One backend a recording: what policies work out about its answers is worked out once."""
+    return ReplayBackend(recording)
+
+
+def _of_our_models(recording: Recording, models: Iterable[str]) -> Recording:
+    for model in models:
+        if model not in recording.models:
+            raise InputError(
+                f"{recording.source}: field 'models'", f"no answers of {model!r}",
+                f"Name a recorded model in the tier's model_name: {', '.join(recording.models)}",
+            )  # fmt: skip
+    return recording
 
 
 @lru_cache(maxsize=4)

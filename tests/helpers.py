@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from serve.cluster import run_parallel
-from sim.cells import expand_cells
+from sim.cells import Cell, expand_cells, run_cell
 from sim.experiment import _run_cells
 from sim.loading import LoadedScenario, load_scenario
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy
@@ -220,7 +220,9 @@ def sweep(folder: Path, out: Path, workers: int = 1, settings: Sequence[str] = (
     loaded = load_text(folder, SWEEP, settings)
     store = RunStore(out, loaded, expand_cells(loaded))
     store.start()
-    _run_cells(
-        [cell for cell in store.cells if not store.finished(cell)], store, run_parallel, workers, Console(quiet=True)
+    pending = [cell for cell in store.cells if not store.finished(cell)]
+    results: Iterable[tuple[Cell, Records]] = (
+        run_parallel(run_cell, pending, workers) if workers > 1 else ((cell, run_cell(cell)) for cell in pending)
     )
+    _run_cells(pending, store, results, Console(quiet=True))
     return store.folder

@@ -27,6 +27,8 @@ def roofline(device_name, model_name):
     device = DeviceProfile(**PROFILES["devices"][device_name])
     model = ModelProfile(**PROFILES["models"][model_name])
     assert model.weight_gbytes is not None
+    assert device.peak_tflops is not None
+    assert device.memory_bandwidth_gbytes_s is not None
     return Roofline(
         peak_flops=device.peak_tflops * 1e12,
         memory_bandwidth_bytes_s=device.memory_bandwidth_gbytes_s * 1e9,

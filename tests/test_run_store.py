@@ -52,7 +52,8 @@ def opened(
 def simulated(store: RunStore) -> None:
     """Run what is pending."""
     store.start()
-    _run_cells([cell for cell in store.cells if not store.finished(cell)], store, _no_parallel, 1, QUIET)
+    pending = [cell for cell in store.cells if not store.finished(cell)]
+    _run_cells(pending, store, ((cell, run_cell(cell)) for cell in pending), QUIET)
 
 
 def _no_parallel(function: Any, cells: Any, workers: int | None) -> Any:

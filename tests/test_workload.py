@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,11 @@ def test_a_broken_recording_names_its_line(tmp_path: Path) -> None:
     """Version, damage and truncation are input errors with the row."""
     good = gzip.decompress((tmp_path / recorded(tmp_path)).read_bytes()).decode().splitlines()
     cases = {
-        "version": [good[0].replace('"isthmus_recording":1', '"isthmus_recording":9'), *good[1:]],
+        "version": [good[0].replace('"isthmus_recording":2', '"isthmus_recording":9'), *good[1:]],
         "row 1": ["{}", *good[1:]],
         "row 6": [*good[:5], good[5][: len(good[5]) // 2], *good[6:]],
         "row 7": [*good[:6], good[6].replace('"completion_tokens":5', '"completion_tokens":-5'), *good[7:]],
-        "key": [*good[:6], json.dumps({**json.loads(good[6]), "key": "0" * 32}), *good[7:]],
+        "checksum": [*good[:6], good[6].replace('"text":"edge acts"', '"text":"edge rests"'), *good[7:]],
     }
     for number, (expected, lines) in enumerate(cases.items()):
         name = f"broken{number}.jsonl"

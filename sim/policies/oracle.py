@@ -11,16 +11,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
 from sim.policies.baselines import Placements
 from sim.policies.features import small_and_large
 from sim.policies.knapsack import Choice, cheapest_plan, undominated
 from sim.profiles import NonNegative
+from workloads.backend import InferenceBackend
 from workloads.errors import InputError
 from workloads.task import Completion, ModelCall, Task
 from workloads.trial import Trial, enumerate_trials, pure_trial
+
+_KNOWN: WeakKeyDictionary[InferenceBackend, dict[tuple[Any, ...], list[Trial]]] = WeakKeyDictionary()
+"""Trials by backend: walking every path through a thousand tasks takes as long as many simulations, so cells share them."""
 
 
 class OracleOptions(PolicyOptions):
@@ -88,7 +93,11 @@ class _Oracle(RoutingPolicy):
 def _choices(study: Study, task: Task, price: Callable[[Trial], float]) -> Iterator[Choice]:
     small, large = small_and_large(study.tiers)
     models = (small.model, large.model)
-    for trial in enumerate_trials(study.agent, task, study.backend, models, skip_missing=True):
+    known = _KNOWN.setdefault(study.backend, {})
+    key = (study.agent, models, task.id)
+    if key not in known:
+        known[key] = list(enumerate_trials(study.agent, task, study.backend, models, skip_missing=True))
+    for trial in known[key]:
         yield Choice(trial.score, price(trial), tuple(model != small.model for model in trial.models))
 
 

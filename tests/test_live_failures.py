@@ -1,0 +1,92 @@
+"""What becomes of a request whose live model cannot answer: retried, failed over or failed, with the reason in the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sim.text_tasks import remembering
+from tests.helpers import always, attempts_of, rows, run, scenario, scripted_answer, slots, task
+from workloads.backend import ScriptedBackend
+from workloads.errors import ModelUnavailable
+from workloads.task import Completion, Message, ModelCall, Task
+
+
+class Failing:
+    """A handle whose answer never comes."""
+
+    def __init__(self, failure: ModelUnavailable) -> None:
+        self._failure = failure
+
+    def result(self) -> Completion:
+        raise self._failure
+
+
+class Flaky:
+    """A live backend of which `fails(model, n)` says how the n-th call of a model fails, or None."""
+
+    def __init__(self, fails: Callable[[str, int], ModelUnavailable | None]) -> None:
+        self._fails = fails
+        self.calls: list[str] = []
+
+    def submit(self, call: ModelCall, model: str) -> Completion | Failing:
+        failure = self._fails(model, self.calls.count(model))
+        self.calls.append(model)
+        return Failing(failure) if failure else scripted_answer(call, model)
+
+
+TIERS = {"edge": slots(), "cloud": slots("llm")}
+
+
+def test_a_call_that_fails_once_is_tried_again() -> None:
+    """The failed attempt has a row of its own with its reason and the server's Retry-After is waited for."""
+    backend = Flaky(lambda model, n: ModelUnavailable("rate-limited", "429", 7.0) if n == 0 else None)
+    records = run(scenario(TIERS), [task()], always("edge"), backend=backend)
+    first, second = attempts_of(records, 0)
+    assert (first["status"], first["provenance"], first["end_s"]) == ("live-rate-limited", "", 0.0)
+    assert (second["status"], second["backoff_s"], second["attempt"]) == ("ok", 7.0, 1)
+    (request,) = rows(records.requests)
+    assert (request["status"], request["subtasks"]) == ("completed", 1)
+
+
+def test_a_model_that_stays_away_is_left_for_the_other_tier() -> None:
+    """After its retries the client fails over; the request completes there."""
+    backend = Flaky(lambda model, n: ModelUnavailable("replica-died") if model == "edge" else None)
+    world = scenario(TIERS, client={"stream": False, "retries": 2, "backoff_s": 0.1})
+    records = run(world, [task()], always("edge"), backend=backend)
+    assert [(row["tier"], row["status"]) for row in attempts_of(records, 0)] == [
+        (0, "live-replica-died"), (0, "live-replica-died"), (0, "live-replica-died"), (1, "ok"),
+    ]  # fmt: skip
+    assert backend.calls == ["edge"] * 3 + ["cloud"]
+
+
+def test_a_request_nobody_can_answer_fails_with_its_reason() -> None:
+    """It is neither lost nor counted as completed."""
+    backend = Flaky(lambda model, n: ModelUnavailable("timeout", "no answer in 60 s"))
+    world = scenario(TIERS, client={"stream": False, "retries": 0, "fail_over": False})
+    (request,) = rows(run(world, [task()], always("cloud"), backend=backend).requests)
+    assert (request["status"], request["score"]) == ("failed", 0.0)
+    assert request["reason"] == "live-timeout at cloud after 1 attempts of subtask 0"
+
+
+def test_a_conversation_is_asked_once_per_run() -> None:
+    """The same conversation gets the remembered answer, another one is asked, and a failure is not remembered."""
+    asked: list[tuple[str, int]] = []
+
+    def answer(call: ModelCall, model: str) -> Completion:
+        asked.append((model, len(call.messages)))
+        if len(asked) == 1:
+            raise ModelUnavailable("overloaded")
+        return Completion(model, "yes", 3, 1, 10, provenance="live")
+
+    backend = remembering(ScriptedBackend(answer), ("slm", "llm"))
+    call = ModelCall(Task("t", "?"), 0, (Message("user", "?"),), 3, 10)
+    longer = call._replace(messages=(*call.messages, Message("assistant", "yes")))
+    with pytest.raises(ModelUnavailable):
+        backend.submit(call, "slm").result()
+    answers = [backend.submit(call, "slm").result() for _ in range(3)]
+    backend.submit(longer, "slm").result()
+    backend.submit(call, "llm").result()
+    assert asked == [("slm", 1), ("slm", 1), ("slm", 2), ("llm", 1)]
+    assert {a.provenance for a in answers} == {"live"}
