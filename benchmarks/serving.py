@@ -1,0 +1,181 @@
+"""What Ray Serve costs: tokens a second through it over the same model called directly, `python benchmarks/serving.py [--json]`.
+
+Every repeat answers the same calls in three ways, one after the other, so that a slow spell of the machine hits all: `direct`, an
+engine in this process; `bulk`, the deployed model through `submit_many`; `single`, one Serve request a call. All calls are under
+way from the start, so the batch is full until the last ones. Wall time, as the work is spread over processes; one thread a model. A
+ratio is the median of the ratios within the repeats.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import typer  # noqa: E402 - after the path, like all of the project's own
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from serve.app import deployed  # noqa: E402
+from serve.backend import RayServeBackend  # noqa: E402
+from serve.deployments import TierDeployment  # noqa: E402
+from serve.generation import ModelSpec  # noqa: E402
+from serve.live import connected  # noqa: E402
+from workloads.task import Message, ModelCall, Task  # noqa: E402
+
+MODELS = ("slm", "llm", "random")
+WAYS = ("direct", "bulk", "single")
+Way = Callable[[], int]
+"""Answers all calls; returns how many tokens came out."""
+
+
+def main(
+    models: Annotated[
+        str, typer.Option(help="Which, with commas: slm and llm of the shipped pair, random.")
+    ] = "slm,llm,random",
+    calls: Annotated[int, typer.Option(min=1, help="Calls in a repeat.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Conversations an engine decodes together.")] = 16,
+    width: Annotated[int, typer.Option(min=8, help="Of the random model, with 6 layers.")] = 384,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of the random model's answers.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Measure and print."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    results = {}
+    with tempfile.TemporaryDirectory() as folder, connected(None, (1, 1)):
+        for name in models.split(","):
+            spec, asked = the_model(name, Path(folder), calls, width, max_tokens)
+            with ways(spec, asked, batch) as prepared:
+                results[name] = summarise(measure(prepared, repeats), spec)
+    print(json.dumps(as_object(results, calls, batch), indent=1) if as_json else "", end="")
+    if not as_json:
+        Console().print(as_table(results))
+
+
+def the_model(name: str, folder: Path, calls: int, width: int, max_tokens: int) -> tuple[ModelSpec, list[ModelCall]]:
+    """The model's spec and what it is asked: first steps of test tasks for the pair, plain text for the random one."""
+    if name == "random":
+        spec = ModelSpec(str(random_model(folder / name, width)), threads=1, max_tokens=max_tokens)
+        texts = [f"Question {i}: what is the grandmother of number {i * i} called?" for i in range(calls)]
+        return spec, [
+            ModelCall(Task(text), 0, (Message("user", text),), 60, 400, max_tokens=max_tokens) for text in texts
+        ]
+    from serve.pair import pair_path
+    from workloads.tasks.pair import pair_agent, pair_tasks
+
+    agent = pair_agent()
+    return ModelSpec(str(pair_path(name)), threads=1), [next(agent(task)) for task in pair_tasks("test", calls, 0)]
+
+
+def random_model(folder: Path, width: int) -> Path:
+    """A Llama with random weights and a byte tokenizer."""
+    from tests.serve.tiny_models import tiny_model
+
+    return tiny_model(folder, width=width, layers=6, end_share=0.0, context_tokens=512)
+
+
+@contextmanager
+def ways(spec: ModelSpec, asked: Sequence[ModelCall], batch: int) -> Iterator[dict[str, Way]]:
+    """The three ways, ready to be timed."""
+    from serve.engine import Engine
+    from serve.slm import CausalLM
+
+    tier = TierDeployment(
+        "bench", "cloud", spec, max_batch=batch, max_queued=None, num_cpus=1.0, request_timeout_s=600.0
+    )
+    with (
+        Engine(CausalLM(spec), batch) as engine,
+        deployed({"bench": tier}, app_name=f"bench-{os.getpid()}") as clients,
+        RayServeBackend(clients) as backend,
+    ):
+
+        def direct() -> int:
+            limits = [min(call.max_tokens, spec.max_tokens) for call in asked]
+            futures = [engine.submit(call.messages, limit) for call, limit in zip(asked, limits, strict=True)]
+            return sum(future.result().completion_tokens for future in futures)
+
+        def bulk() -> int:
+            handles = backend.submit_many([(call, "bench") for call in asked])
+            return sum(handle.result().completion_tokens for handle in handles)
+
+        def single() -> int:
+            handles = [backend.submit(call, "bench") for call in asked]
+            return sum(handle.result().completion_tokens for handle in handles)
+
+        yield {"direct": direct, "bulk": bulk, "single": single}
+
+
+def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[tuple[int, float]]]:
+    """Way -> (tokens, seconds) of each repeat; a first repeat is thrown away."""
+    runs: dict[str, list[tuple[int, float]]] = {name: [] for name in prepared}
+    for repeat in range(repeats + 1):
+        for name, run in prepared.items():
+            began_s = time.perf_counter()
+            tokens = run()
+            if repeat:
+                runs[name].append((tokens, time.perf_counter() - began_s))
+    return runs
+
+
+def summarise(runs: Mapping[str, Sequence[tuple[int, float]]], spec: ModelSpec) -> dict[str, Any]:
+    """Tokens a second each way, and the ratios to `direct`."""
+    rates = {name: [tokens / seconds for tokens, seconds in each] for name, each in runs.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rates[name], rates["direct"], strict=True)) for name in WAYS[1:]
+    }
+    tokens = {name: {tokens for tokens, _ in each} for name, each in runs.items()}
+    return {
+        "tokens_per_s": {name: statistics.median(each) for name, each in rates.items()},
+        "ratio_bulk": ratios["bulk"],
+        "ratio_single": ratios["single"],
+        "same_answers": len(set().union(*tokens.values())) == 1,
+        "tokens": max(tokens["direct"]),
+        "parameters": parameters(spec),
+        "repeats_tokens_per_s": rates,
+    }
+
+
+def parameters(spec: ModelSpec) -> int:
+    """Numbers in the model's weights."""
+    from safetensors import safe_open
+
+    with safe_open(Path(spec.source) / "model.safetensors", framework="pt") as weights:
+        return sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - no dictionary
+
+
+def as_object(results: Mapping[str, Any], calls: int, batch: int) -> dict[str, Any]:
+    """The result as one JSON object."""
+    versions = {name: importlib.metadata.version(name) for name in ("ray", "torch", "transformers")}
+    context = {"calls": calls, "batch": batch, "threads": 1, "python": platform.python_version(), "versions": versions}
+    return {"models": dict(results), "context": context | {"platform": platform.platform(), "cores": os.cpu_count()}}
+
+
+def as_table(results: Mapping[str, Any]) -> Table:
+    """The result for people."""
+    table = Table("model", header_style="bold")
+    for head in ("parameters", "tokens", "direct tokens/s", "bulk", "ratio", "one by one", "ratio"):
+        table.add_column(head, justify="right")
+    for name, result in results.items():
+        rates = result["tokens_per_s"]
+        table.add_row(
+            name, f"{result['parameters']:,}", f"{result['tokens']:,}", f"{rates['direct']:,.0f}", f"{rates['bulk']:,.0f}",
+            f"{result['ratio_bulk']:.2f}", f"{rates['single']:,.0f}", f"{result['ratio_single']:.2f}",
+        )  # fmt: skip
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,152 @@
+"""Tiers as Ray Serve applications: deployed together or not at all, and taken down again.
+
+One application per tier, named `<app_name>.<tier>`, so that a tier that fails leaves the others alone and several runs share a
+cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from serve.cloud import UpstreamSpec
+from serve.deployments import TierDeployment
+from serve.placement import live_nodes, place_tiers
+from serve.tier_client import TierClient, running_replicas
+from workloads.errors import InputError
+
+_POLL_S = 0.1
+_DELETE_S = 60.0
+_STARTS = 3  # of a replica before its tier counts as failed; what is no InputError may pass
+
+
+def deploy(tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: float = 600.0) -> dict[str, TierClient]:
+    """Deploy tiers, given by the name of their model, and wait until all replicas are up; returns a client for each.
+
+    The process must be connected to a cluster. Raises InputError, with nothing left behind: at once where no node fits (see
+    `place_tiers`), and when a replica cannot start (its own InputError, or what it raised) or is not up within `timeout_s`.
+    """
+    placed = place_tiers(list(tiers.values()), live_nodes())
+    apps = {model: f"{app_name}.{tier.name}" for model, tier in tiers.items()}
+    start_serve()
+    try:
+        for tier in tiers.values():
+            if isinstance(tier.model, UpstreamSpec) and tier.model.max_usd is not None:
+                from serve.forwarded import open_budget
+
+                open_budget(app_name, tier.name, tier.model.max_usd)
+        handles = _run(tiers, apps, app_name, placed)
+        _await_running({apps[model]: tier for model, tier in tiers.items()}, timeout_s)
+    except BaseException:  # also an interrupt: nothing half-deployed stays behind
+        undeploy(tiers, app_name=app_name)
+        raise
+    return {model: TierClient(tier, model, apps[model], handles[model]) for model, tier in tiers.items()}
+
+
+def undeploy(tiers: Mapping[str, TierDeployment], *, app_name: str) -> None:
+    """Take the tiers of `app_name` down, gracefully: calls in flight may end. Other applications stay."""
+    from ray import serve
+
+    from serve.forwarded import close_budget
+
+    apps = [f"{app_name}.{tier.name}" for tier in tiers.values()]
+    for app in apps:
+        serve.delete(app, _blocking=False)
+    deadline_s = time.monotonic() + _DELETE_S
+    while time.monotonic() < deadline_s and not serve.status().applications.keys().isdisjoint(apps):
+        time.sleep(_POLL_S)
+    for tier in tiers.values():
+        close_budget(app_name, tier.name)
+
+
+@contextmanager
+def deployed(
+    tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: float = 600.0
+) -> Iterator[dict[str, TierClient]]:
+    """`deploy` for the length of a block."""
+    clients = deploy(tiers, app_name=app_name, timeout_s=timeout_s)
+    try:
+        yield clients
+    finally:
+        undeploy(tiers, app_name=app_name)
+
+
+def start_serve() -> None:
+    """Start Serve on the cluster if it does not run there yet, without HTTP proxies: callers use handles."""
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    serve.start(proxy_location="Disabled", logging_config=_quiet())
+
+
+def _run(
+    tiers: Mapping[str, TierDeployment], apps: Mapping[str, str], app_name: str, placed: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Hand the applications to Serve; returns their handles without waiting for replicas."""
+    from ray import serve
+
+    from serve.replicas import CloudProxy, EdgeSLM
+
+    targets = []
+    for model, tier in tiers.items():
+        replica: Any = serve.deployment(EdgeSLM if tier.where == "edge" else CloudProxy)
+        deployment = replica.options(
+            ray_actor_options=placed[tier.name],
+            max_constructor_retry_count=_STARTS,
+            logging_config=_quiet(),
+            **tier.serve_options(),
+        )
+        targets.append(serve.RunTarget(deployment.bind(tier, app_name), name=apps[model], route_prefix=None))
+    handles = serve.run_many(targets, wait_for_ingress_deployment_creation=True, wait_for_applications_running=False)
+    return dict(zip(tiers, handles, strict=True))
+
+
+def _quiet() -> dict[str, Any]:
+    return {"log_level": "WARNING", "enable_access_log": False}
+
+
+def _await_running(tiers: Mapping[str, TierDeployment], timeout_s: float) -> None:
+    from ray import serve
+
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        seen = serve.status().applications
+        waiting = [app for app in tiers if app not in seen or seen[app].status != "RUNNING"]
+        if not waiting:
+            return
+        for app in waiting:
+            if app in seen:
+                _raise_failure(tiers[app], seen[app])
+        if time.monotonic() > deadline_s:
+            _raise_late(tiers, waiting, timeout_s)
+        time.sleep(_POLL_S)
+
+
+def _raise_failure(tier: TierDeployment, status: Any) -> None:
+    """Raise InputError if Serve says that a replica's constructor failed for good."""
+    from serve.replicas import start_error
+
+    message = "\n".join(deployment.message for deployment in status.deployments.values())
+    error = start_error(message)  # such an error stays, so no further start is waited for
+    if error is not None:
+        raise error
+    if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        problem = f"its replica does not start ({lines[-1][:300] if lines else status.message})"
+        raise InputError(
+            tier.place, problem, "Try the model in one process, or see the replica's log below Ray's folder"
+        )
+
+
+def _raise_late(tiers: Mapping[str, TierDeployment], waiting: Collection[str], timeout_s: float) -> None:
+    late = [
+        f"{running_replicas(app)[0]} of {tiers[app].first_replicas} replicas of {tiers[app].place}" for app in waiting
+    ]
+    raise InputError(
+        tiers[next(iter(waiting))].place,
+        f"not up within {timeout_s:g} s: {', '.join(late)}; what else runs on the cluster may hold its CPUs or GPUs",
+        "See `ray status`; free or add nodes, or ask for fewer replicas",
+    )

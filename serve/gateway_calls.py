@@ -1,0 +1,291 @@
+"""What happens to one chat call behind the gateway's HTTP: place it, ask the tier, go elsewhere if that fails, charge it.
+
+Nothing here knows HTTP or Ray. Tiers stand behind `TierHandle`, decisions behind `workloads.placing.Placer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from serve.generation import Generation, Sampling
+from serve.openai_answers import finite, reason_of, retry_after, unavailable
+from serve.openai_protocol import ApiError, ChatRequest
+from workloads.agent import FRAMING_BYTES
+from workloads.errors import InputError, ModelUnavailable
+from workloads.placing import Charge, Decision, Placer, TierLoad, call_of, request_number
+from workloads.task import Completion, Message, ModelCall
+
+_LOG = logging.getLogger(__name__)
+_TOKENS_UNLESS_TOLD = 1024
+"""What a policy takes for the limit of an answer that names none."""
+_GRACE_S = 2.0
+"""A tier that keeps no time of its own is given up this much later than it was told."""
+
+
+class TierHandle(Protocol):
+    """A tier as the gateway sees it: one model behind any number of replicas.
+
+    `generate` and `stream` raise ModelUnavailable with its reason, stop at once when they are cancelled or closed, and take None
+    for the model's own limit or sampling.
+    """
+
+    @property
+    def model(self) -> str:
+        """The name of its model."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Calls it can answer at the same time."""
+        ...
+
+    async def generate(
+        self, messages: tuple[Message, ...], max_tokens: int | None, sampling: Sampling | None, timeout_s: float
+    ) -> Generation:
+        """The whole answer."""
+        ...
+
+    def stream(
+        self, messages: tuple[Message, ...], max_tokens: int | None, sampling: Sampling | None, timeout_s: float
+    ) -> AsyncGenerator[str | Generation, None]:
+        """The pieces of the text as they come, then the whole as a Generation."""
+        ...
+
+    async def health(self) -> str:
+        """Empty while a healthy replica is there, else what is wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    """What the gateway allows. Times in seconds.
+
+    timeout_s: a call that takes longer, fail-over included, is answered with 504. attempt_timeout_s: a tier that takes longer
+    counts as failed; None leaves it `timeout_s`. fail_over: whether other tiers are tried. max_in_flight: calls at the same time;
+    more are answered with 429. max_body_bytes, body_timeout_s: of a request's body. health_timeout_s: of a tier's health.
+    key_sha256: of the key that clients must show, None for none; the key itself goes nowhere.
+    """
+
+    timeout_s: float = 300.0
+    attempt_timeout_s: float | None = None
+    fail_over: bool = True
+    max_in_flight: int = 1000
+    max_body_bytes: int = 4_000_000
+    body_timeout_s: float = 30.0
+    health_timeout_s: float = 5.0
+    key_sha256: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A call with its decision: `label` is the model name it is counted under, `until_s` the loop's time to give up."""
+
+    chat: ChatRequest
+    label: str
+    request: int
+    call: ModelCall
+    decision: Decision
+    until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call's whole answer, by whom and at what cost."""
+
+    placed: Placed
+    tier: str
+    model: str
+    reason: str
+    generation: Generation
+    charge: Charge
+
+    def extra(self) -> dict[str, Any]:
+        """The field `isthmus` of an answer: placement, reason, cost and energy."""
+        return {
+            "tier": self.tier, "model": self.model, "reason": self.reason, "placed_on": self.placed.decision.tier,
+            "request": self.placed.request, "position": self.placed.call.position,
+            "decision_s": finite(self.placed.decision.decision_s), "cost_usd": finite(self.charge.cost_usd),
+            "energy_j": finite(self.charge.energy_j),
+        }  # fmt: skip
+
+
+class Stream:
+    """A streamed answer whose first item is there: iterate `items`; `answered` is set when they end."""
+
+    def __init__(self, calls: Calls, placed: Placed, tier: str, reason: str) -> None:
+        self.placed, self.tier, self.reason = placed, tier, reason
+        self.model = calls.tiers[tier].model
+        self.sent_bytes = 0
+        """Bytes sent to the client so far, kept by who sends them."""
+        self.answered: Answered | None = None
+
+
+class Calls:
+    """Places and answers calls; belongs to one event loop."""
+
+    def __init__(self, placer: Placer, tiers: Mapping[str, TierHandle], options: GatewayOptions) -> None:
+        self.placer, self.tiers, self.options = placer, tiers, options
+        self.in_flight = 0
+        self._busy = dict.fromkeys(tiers, 0)
+        self._ready = frozenset(placer.names())
+        # Placing may encode a text or train a policy, which must not hold up the answers of others.
+        self._placing = ThreadPoolExecutor(1, thread_name_prefix="placing")
+
+    def close(self) -> None:
+        """Let the placing thread go."""
+        self._placing.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a call; raises ApiError (429) when too many are under way."""
+        if self.in_flight >= self.options.max_in_flight:
+            message = f"{self.in_flight} calls are being answered, which is the limit."
+            headers = {"Retry-After": str(retry_after(1.0))}
+            raise ApiError(429, message, kind="rate_limit_error", code="overloaded", headers=headers)
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def label(self, model_name: str) -> str:
+        """The name a model is counted under. Raises ApiError (404) for one that is not offered."""
+        try:
+            return self.placer.check(model_name)
+        except InputError as error:
+            message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
+            raise ApiError(404, message, param="model", code="model_not_found") from None
+
+    async def place(self, chat: ChatRequest, number: int | None) -> Placed:
+        """Ask the policy; `number` is the request's number if the client gave one."""
+        label = self.label(chat.model)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + self.options.timeout_s
+        request = request_number(chat.messages) if number is None else number
+        call = call_of(chat.messages, chat.max_tokens or _TOKENS_UNLESS_TOLD)
+        if chat.model not in self._ready:
+            await asyncio.to_thread(self.placer.prepare, chat.model)
+        load = self.load()
+        decision = await loop.run_in_executor(self._placing, self.placer.place, chat.model, request, call, load)
+        return Placed(chat, label, request, call, decision, until_s)
+
+    def load(self) -> dict[str, TierLoad]:
+        """How busy the tiers are with calls of this gateway."""
+        return {
+            name: TierLoad(max(0, busy - tier.capacity), min(busy, tier.capacity), tier.capacity)
+            for (name, tier), busy in zip(self.tiers.items(), self._busy.values(), strict=True)
+        }
+
+    async def answer(self, placed: Placed) -> Answered:
+        """The whole answer. Raises ApiError when no tier could answer."""
+        async for tier, reason, failures in self._ladder(placed):
+            try:
+                generation = await self._generate(placed, tier)
+            except ModelUnavailable as failure:
+                failures[tier] = failure
+                continue
+            return self._answered(placed, tier, reason, generation, FRAMING_BYTES + len(_utf8(generation.text)))
+        raise AssertionError("a ladder ends with an answer or an error")
+
+    async def stream(self, placed: Placed) -> AsyncGenerator[Stream | str, None]:
+        """First a Stream, when the first piece is there, then the pieces. Raises ApiError when no tier could answer.
+
+        After the first piece no other tier is tried: half of an answer has been sent.
+        """
+        async for tier, reason, failures in self._ladder(placed):
+            stream = Stream(self, placed, tier, reason)
+            begun = False
+            try:
+                async with aclosing(self._pieces(placed, tier)) as pieces:
+                    async for piece in pieces:
+                        if not begun:
+                            begun = True
+                            yield stream
+                        if isinstance(piece, Generation):
+                            stream.answered = self._answered(placed, tier, reason, piece, stream.sent_bytes)
+                            return
+                        yield piece
+            except ModelUnavailable as failure:
+                failures[tier] = failure
+                if begun:
+                    raise unavailable(failures) from None
+
+    async def _ladder(self, placed: Placed) -> AsyncIterator[tuple[str, str, dict[str, ModelUnavailable]]]:
+        """(tier, reason, failures so far) of each try; the caller adds to the failures, or stops."""
+        decision, failures = placed.decision, dict[str, ModelUnavailable]()
+        reason = decision.reason
+        for tier in (decision.tier, *(decision.fall_backs if self.options.fail_over else ())):
+            if failures and asyncio.get_running_loop().time() >= placed.until_s:
+                break
+            yield tier, reason, failures
+            _LOG.warning("tier %s could not answer request %d: %s", tier, placed.request, failures[tier])
+            reason = f"fail-over from {tier}: {reason_of(failures[tier])}"
+        raise unavailable(failures)
+
+    async def _generate(self, placed: Placed, tier: str) -> Generation:
+        limit_s = self._limit_s(placed)
+        with self._occupying(tier):
+            try:
+                async with asyncio.timeout(limit_s + _GRACE_S):
+                    return await self.tiers[tier].generate(*self._arguments(placed), limit_s)
+            except TimeoutError:
+                raise ModelUnavailable("timeout", f"no answer within {limit_s:g} s") from None
+
+    async def _pieces(self, placed: Placed, tier: str) -> AsyncGenerator[str | Generation, None]:
+        limit_s = self._limit_s(placed)
+        until_s = asyncio.get_running_loop().time() + limit_s + _GRACE_S
+        with self._occupying(tier):
+            async with aclosing(self.tiers[tier].stream(*self._arguments(placed), limit_s)) as pieces:
+                while True:
+                    try:
+                        async with asyncio.timeout_at(until_s):
+                            piece = await anext(pieces)
+                    except StopAsyncIteration:
+                        raise ModelUnavailable("bad-answer", "a stream ended without its end") from None
+                    except TimeoutError:
+                        raise ModelUnavailable("timeout", f"no answer within {limit_s:g} s") from None
+                    yield piece
+                    if isinstance(piece, Generation):
+                        return
+
+    @staticmethod
+    def _arguments(placed: Placed) -> tuple[tuple[Message, ...], int | None, Sampling | None]:
+        return placed.chat.messages, placed.chat.max_tokens, placed.chat.sampling
+
+    def _limit_s(self, placed: Placed) -> float:
+        left_s = max(0.001, placed.until_s - asyncio.get_running_loop().time())
+        attempt_s = self.options.attempt_timeout_s
+        return left_s if attempt_s is None else min(left_s, attempt_s)
+
+    @contextmanager
+    def _occupying(self, tier: str) -> Iterator[None]:
+        self._busy[tier] += 1
+        try:
+            yield
+        finally:
+            self._busy[tier] -= 1
+
+    def _answered(
+        self, placed: Placed, tier: str, reason: str, generation: Generation, download_bytes: float
+    ) -> Answered:  # fmt: skip
+        completion = Completion(
+            self.tiers[tier].model, generation.text, generation.prompt_tokens, generation.completion_tokens, round(download_bytes),
+            generation.cached_tokens, generation.mean_logprob, generation.prefill_s, generation.decode_s,
+            generation.finish_reason, "live",
+        )  # fmt: skip
+        charge = self.placer.charge(
+            tier, completion, placed.call.upload_bytes, download_bytes, generation.prefill_s, generation.decode_s,
+            decision_s=placed.decision.decision_s, model_name=placed.chat.model, request=placed.request,
+            position=placed.call.position,
+        )  # fmt: skip
+        return Answered(placed, tier, self.tiers[tier].model, reason, generation, charge)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

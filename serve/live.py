@@ -1,0 +1,83 @@
+"""Live models for the length of a run: on the cluster at an address, or on a local one that is started for it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serve.app import deployed
+from serve.backend import RayServeBackend
+from serve.cluster import check_address
+from serve.deployments import TierDeployment
+from serve.local_cluster import LocalCluster, started_cluster
+from workloads.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+_NOT_SHIPPED = [".venv", ".git", "results", "tests", "docs", "recordings", "**/__pycache__"]
+
+
+@contextmanager
+def open_backend(
+    tiers: Mapping[str, TierDeployment],
+    address: str | None = None,
+    local_nodes: tuple[int, int] = (2, 1),
+    *,
+    retries: int = 0,
+    timeout_s: float = 600.0,
+) -> Iterator[RayServeBackend]:
+    """A backend that answers for the models of `tiers` (model name -> deployment) until the block ends.
+
+    Without an address a local cluster of `local_nodes` = (edge nodes, cloud nodes) is started and ended with the block; on the
+    cluster at an address only the run's own applications are, so that several runs can share it. Raises InputError for an
+    address where no cluster answers and for whatever `deploy` finds wrong; `timeout_s` is for all replicas to be up.
+    """
+    app_name = f"isthmus-{secrets.token_hex(4)}"
+    with (
+        connected(address, local_nodes),
+        deployed(tiers, app_name=app_name, timeout_s=timeout_s) as clients,
+        RayServeBackend(clients, retries=retries) as backend,
+    ):
+        yield backend
+
+
+@contextmanager
+def connected(address: str | None, local_nodes: tuple[int, int] = (2, 1)) -> Iterator[None]:
+    """This process as a driver of the cluster at `address`, or of a local one; a connection it already has is used."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = started_cluster(address)  # sets the token of a cluster of ours, which must come before Ray is imported
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        yield
+    elif address is None:
+        edge, cloud = local_nodes
+        with LocalCluster(edge=edge, cloud=cloud) as cluster, cluster.connect():
+            yield
+    else:
+        _connect(address)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    check_address(address)
+    shipped: dict[str, Any] = {"working_dir": str(ROOT), "excludes": _NOT_SHIPPED}
+    try:
+        ray.init(address=address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        remedy = (
+            "Check it with `ray status`; a cluster that asks for a token needs the same RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH here "
+            "as there"
+        )
+        raise InputError(f"--address {address}", f"no Ray cluster answers ({reason})", remedy) from None
