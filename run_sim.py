@@ -131,7 +131,7 @@ def record(
     timings: Annotated[
         bool, typer.Option("--timings", help="Keep measured seconds; two recordings then differ.")
     ] = False,
-    max_answers: Annotated[int, typer.Option(min=1, help="Refuse a recording of more answers than this.")] = 2_000_000,
+    max_answers: Annotated[int, typer.Option(min=1, help="Refuse a recording of more answers than this.")] = 250_000,
     address: ClusterAddress = None,
 ) -> None:
     """Ask a scenario's live models and keep their answers, so that it can be replayed without them.
@@ -140,9 +140,11 @@ def record(
     interrupted recording goes on where it stopped.
     """
     from sim.loading import load_scenario
+    from sim.recording_plan import plan_recording
     from sim.recording_run import record as record_answers
 
     loaded = load_scenario(scenario, [*(settings or []), "inference.backend=serve"])
+    plan_recording(loaded, out, counterfactual, tasks, timings, "greedy", {})  # bad arguments, before any model starts
     with live_models(loaded, address)(loaded.scenario) as backend:
         made = record_answers(loaded, backend, out, counterfactual, tasks, timings, console, max_answers=max_answers)
     for model, accuracy in made.accuracy.items():

@@ -172,7 +172,13 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
     names = {tier.role: tier.model_name or name for name, tier in reversed(scenario.tiers.items())}
     sizes = {tier.model_name or name: tier.model.bytes_per_token for name, tier in scenario.tiers.items()}
     if isinstance(tasks, RecordedTasks):
-        return _of_our_models(_read_isthmus(data_path(tasks.path, scenario_path)), sizes), None
+        recording = _of_our_models(_read_isthmus(data_path(tasks.path, scenario_path)), sizes)
+        if "tasks" in recording.made:
+            raise InputError(
+                recording.source, "holds answers that are graded by the agent that asked for them",
+                "Use the workload.tasks it was made of, and name it in inference.recording",
+            )  # fmt: skip
+        return recording, None
     if set(names) != {"slm", "llm"}:
         raise InputError(
             "tiers", "recorded outcomes of two models need a tier of role slm and one of role llm", "Add the other"
