@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -110,13 +110,17 @@ def take_next(rows: Sequence[Row], logits: torch.Tensor) -> torch.Tensor:
 
 
 class SlotDecoder:
-    """Continuous batching on a model whose layers are all full attention: rows join and leave between any two steps."""
+    """Continuous batching on a model of full and sliding attention: rows join and leave between any two steps.
+
+    windows: the sliding window of each layer, None for full attention; all windows are equal.
+    """
 
     can_join = True
 
-    def __init__(self, model: Any, layers: int, max_rows: int) -> None:
+    def __init__(self, model: Any, windows: Sequence[int | None], max_rows: int) -> None:
         self._model, self._device, self._dtype = model, model.device, model.dtype
-        self._cache = SlotCache(layers, max_rows, model.dtype, model.device)
+        self._cache = SlotCache(windows, max_rows, model.dtype, model.device)
+        self._windows = set(windows)
         self._tokens = torch.zeros(max_rows, 1, dtype=torch.long, device=model.device)
         self._most_tokens = _PREFILL_TOKENS.get(model.device.type, 16384)
         self.rows: list[Any] = []
@@ -131,7 +135,9 @@ class SlotDecoder:
         ids, starts = left_padded(rows, self._device)
         lengths, width = [len(row.prompt) for row in rows], ids.shape[1]
         columns = torch.arange(width, device=self._device)
-        mask = None if min(lengths) == width else self._prompt_mask(starts, columns)
+        mask = None  # prompts of one length need none but the model's own
+        if min(lengths) < width:
+            mask = self._by_kind(lambda window: self._prompt_mask(starts, columns, window))
         self._cache.join(lengths, width)
         try:
             logits = self._model(
@@ -149,17 +155,24 @@ class SlotDecoder:
         for row in rows:
             row.started_s, row.prefilled_s, row.decoded_s = started_s, ended_s, ended_s
 
-    def _prompt_mask(self, starts: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    def _by_kind(self, mask: Callable[[int | None], torch.Tensor]) -> torch.Tensor | dict[str, torch.Tensor]:
+        """One mask, or where layers differ one for each kind, under the names transformers uses."""
+        if len(self._windows) == 1:
+            return mask(next(iter(self._windows)))
+        return {("sliding_attention" if window else "full_attention"): mask(window) for window in self._windows}
+
+    def _prompt_mask(self, starts: torch.Tensor, columns: torch.Tensor, window: int | None) -> torch.Tensor:
         """[rows, 1, width, width]: causal, from the row's start on. Padding sees itself, or its softmax would have no term."""
-        causal = columns[None, :] <= columns[:, None]
-        itself = columns[None, :] == columns[:, None]
-        seen = (causal & (columns >= starts)[:, None, :]) | itself
+        distance = columns[:, None] - columns[None, :]
+        near = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        seen = (near & (columns >= starts)[:, None, :]) | (distance == 0)
         return (~seen[:, None]).to(self._dtype) * torch.finfo(self._dtype).min
 
     def step(self) -> None:
         """One forward pass over all rows."""
         count = len(self.rows)
-        mask, positions = self._cache.before_step()
+        positions = self._cache.before_step()
+        mask = self._by_kind(self._cache.mask)
         logits = self._model(
             input_ids=self._tokens.narrow(0, 0, count), attention_mask=mask, position_ids=positions,
             past_key_values=self._cache, use_cache=True,

@@ -54,7 +54,7 @@ class Request(Row):
 
     def say(self) -> None:
         """Pass on the text that the newest token made certain. What the listener raises ends this request alone."""
-        if self.text is None or self.on_text is None or self.error is not None:
+        if self.text is None or self.on_text is None or self.finish_reason in ("error", "nan"):
             return
         try:
             piece = "" if self.finish_reason == "stop" else self.text.add(self.tokens[-1])

@@ -1,4 +1,4 @@
-"""Static batches for models whose state does not fit slots: sliding windows, recurrent layers, attention biases by distance.
+"""Static batches for models whose state does not fit slots: recurrent layers, attention biases by distance, chunks.
 
 A batch is read and decoded together as transformers itself would do it, on the model's own cache; nobody joins before the last of
 them is done. It is slower under load than `SlotDecoder` and works for whatever transformers can generate with.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from serve.chat import ChatFormat
 from serve.decoding import Decoder, Row, SlotDecoder
@@ -35,14 +35,14 @@ class CausalLM:
         self.chat = ChatFormat(loaded.tokenizer, spec.chat_template)
         self.ends, self.context_tokens = loaded.ends, loaded.context_tokens
         self.device = str(loaded.model.device)
-        self._layers = _slot_layers(loaded.model)
-        if not self._layers:
+        self._windows = _slot_windows(loaded.model)
+        if not self._windows:
             _LOG.info("model %r does not fit slots: batches start and end together", spec.source)
 
     @property
     def continuous(self) -> bool:
         """Whether requests can join a running batch."""
-        return self._layers > 0
+        return bool(self._windows)
 
     def tokens(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's token ids; InputError for a conversation that cannot be rendered, PromptTooLong for one without room."""
@@ -60,8 +60,8 @@ class CausalLM:
 
     def decoder(self, max_rows: int) -> Decoder:
         """A new, empty batch of up to `max_rows` conversations on this model."""
-        if self._layers:
-            return SlotDecoder(self.model, self._layers, max_rows)
+        if self._windows:
+            return SlotDecoder(self.model, self._windows, max_rows)
         return PaddedDecoder(self.model)
 
     def generate(
@@ -117,32 +117,35 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _slot_layers(model: Any) -> int:
-    """How many slot layers the model needs, or 0 where it needs more than full attention.
+def _slot_windows(model: Any) -> list[int | None]:
+    """The sliding window of each layer, None for full attention; empty where the model needs something else.
 
     First by what transformers' own cache would keep per layer, then by trial: a padded batch decoded on slots must come to
     what the model computes without any cache.
     """
-    from transformers.cache_utils import DynamicLayer
-
-    if getattr(model, "_is_stateful", False):
-        return 0
+    config = model.config.get_text_config(decoder=True)
+    named = set(getattr(config, "layer_types", None) or ())
+    if getattr(model, "_is_stateful", False) or named - {"full_attention", "sliding_attention"}:
+        return []
     layers = DynamicCache(config=model.config).layers
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-        return 0
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return []
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    if len(set(windows) - {None}) > 1 or getattr(config, "attention_chunk_size", None):
+        return []
     try:
-        return len(layers) if _agrees(model, len(layers)) else 0
+        return windows if _agrees(model, windows) else []
     except Exception as error:  # any architecture may take offence at a mask or a cache it did not make
         _LOG.debug("slots do not work for %s: %s", type(model).__name__, error)
-        return 0
+        return []
 
 
-def _agrees(model: Any, layers: int) -> bool:
+def _agrees(model: Any, windows: list[int | None]) -> bool:
     top = model.get_input_embeddings().num_embeddings
     prompts = [[(7 * index + 3 * length) % top for index in range(length)] for length in (3, 9)]
     rows = [Row(prompt, 3, Sampling(), frozenset()) for prompt in prompts]
     with torch.inference_mode():
-        decoder = SlotDecoder(model, layers, 2)
+        decoder = SlotDecoder(model, windows, 2)
         decoder.add(rows)
         while decoder.rows:
             decoder.step()

@@ -3,7 +3,7 @@
 All rows write their next token at the same column, the clock. A prompt of n tokens that joins at clock t fills the columns
 t - n to t - 1 of its row, so every row is contiguous and ends at the clock; what lies left of its start is masked. This keeps a
 decoding step free of index arithmetic (one slice per layer) and its mask is a view of one buffer, written only when a row joins.
-The width that attention sees is that of the longest row present, as in any padded batch.
+The width that attention sees is that of the longest row present, as in any padded batch, and at most a layer's sliding window.
 
 Per layer: keys and values [rows, heads, columns, head size]. Columns and rows grow as needed; when the clock reaches the
 last column, the rows move left.
@@ -11,6 +11,7 @@ last column, the rows move left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,15 +29,17 @@ class _Clock:
         self.rows = self.first = self.now = 0
         self.joining = False
 
+    def seen_from(self, window: int | None) -> int:
+        """The first column that the token at the clock sees."""
+        return self.first if window is None else max(self.first, self.now + 1 - window)
+
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not analysed
-    """One layer's keys and values."""
+    """One layer's keys and values. With a `window` a token sees itself and the window - 1 before it; all are kept."""
 
-    is_sliding = False
-
-    def __init__(self, clock: _Clock) -> None:
+    def __init__(self, clock: _Clock, window: int | None) -> None:
         super().__init__()
-        self.clock = clock
+        self.clock, self.window, self.is_sliding = clock, window, window is not None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate; zeros, as what is masked is still multiplied by 0 and must be a number."""
@@ -62,8 +65,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
         keys, values = self.keys.narrow(0, 0, clock.rows), self.values.narrow(0, 0, clock.rows)
         keys.narrow(2, clock.now, 1).copy_(key_states)
         values.narrow(2, clock.now, 1).copy_(value_states)
-        width = clock.now + 1 - clock.first
-        return keys.narrow(2, clock.first, width), values.narrow(2, clock.first, width)
+        first = clock.seen_from(self.window)
+        width = clock.now + 1 - first
+        return keys.narrow(2, first, width), values.narrow(2, first, width)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys for a mask that the model itself makes."""
@@ -94,11 +98,16 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not 
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """The cache of up to `row_capacity` conversations. Rows are numbered 0 .. rows - 1 without holes."""
+    """The cache of up to `row_capacity` conversations. Rows are numbered 0 .. rows - 1 without holes.
 
-    def __init__(self, layers: int, row_capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    windows: the sliding window of each layer, None for full attention.
+    """
+
+    def __init__(
+        self, windows: Sequence[int | None], row_capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self._clock = _Clock(min(row_capacity, 4), 128)
-        super().__init__(layers=[_SlotLayer(self._clock) for _ in range(layers)])
+        super().__init__(layers=[_SlotLayer(self._clock, window) for window in windows])
         self._most_rows, self._dtype, self._device = row_capacity, dtype, device
         self._starts: list[int] = []
         self._positions = torch.zeros(row_capacity, 1, dtype=torch.long, device=device)
@@ -135,14 +144,19 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The forward pass of a `join` failed: as if it had not been asked for."""
         self._clock.joining = False
 
-    def before_step(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(mask [rows, 1, 1, width], position ids [rows, 1]) for one new token a row, its own column included."""
+    def before_step(self) -> torch.Tensor:
+        """Position ids [rows, 1] of one new token a row."""
         clock = self._clock
         if clock.now >= clock.columns:
             self._move(clock.now - clock.first, clock.row_capacity)
-        width = clock.now + 1 - clock.first
-        mask = self._mask.narrow(0, 0, clock.rows).narrow(3, clock.first, width)
-        return mask, self._positions.narrow(0, 0, clock.rows)
+        return self._positions.narrow(0, 0, clock.rows)
+
+    def mask(self, window: int | None) -> torch.Tensor:
+        """Additive mask [rows, 1, 1, width] of the step for layers of this window."""
+        clock = self._clock
+        first = clock.seen_from(window)
+        mask = self._mask.narrow(0, 0, clock.rows).narrow(3, first, clock.now + 1 - first)
+        return mask if window is None else mask.contiguous()  # a window starts anywhere, see _ALIGNED_COLUMNS
 
     def after_step(self) -> None:
         """The step's tokens are written."""

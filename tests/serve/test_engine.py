@@ -82,7 +82,7 @@ class Gate:
 # --------------------------------------------------------------------------------------------------- the same answers
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "qwen3", "mistral", "mamba"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "neox", "qwen3", "mistral", "gemma2", "bloom", "mamba"])
 @settings(max_examples=3, phases=(Phase.generate,))
 @given(seed=st.integers(0, 2**32))
 def test_rows_that_come_and_go_get_what_they_get_alone(architecture: str, seed: int) -> None:
@@ -117,7 +117,7 @@ def test_rows_that_come_and_go_get_what_they_get_alone(architecture: str, seed: 
             assert slm.generation(row).text == alone(slm, text, limit, chosen)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_callers_in_many_threads_get_their_own_answers(architecture: str) -> None:
     """Forty requests from eight threads, more than the batch holds: each future has the answer to its own question."""
     slm = model(architecture)
@@ -161,7 +161,7 @@ def test_a_newcomer_joins_a_running_batch_and_leaves_first() -> None:
 
 def test_a_static_batch_lets_nobody_in() -> None:
     """On a model without slots a newcomer is answered after the batch, correctly."""
-    slm = model("mistral", 0.0)
+    slm = model("bloom", 0.0)
     order: list[str] = []
     with Engine(slm, 4) as engine:
         first = engine.submit(ask("long"), 60)
@@ -299,7 +299,7 @@ class Poisoned(CausalLM):
         return [263, *ids] if POISON in messages[-1].content else ids
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
 def test_a_prompt_the_model_fails_on_fails_alone(architecture: str) -> None:
     """Three requests read together, one raises in the model: the two others are answered as if it had not been there."""
     slm, gate = Poisoned(model(architecture)), Gate()

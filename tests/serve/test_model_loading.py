@@ -192,6 +192,13 @@ def test_reasons_survive_the_trip_from_another_process() -> None:
         assert (type(back), str(back), back.reason) == (type(error), str(error), error.reason)
 
 
+def test_specs_and_answers_need_no_model_library() -> None:
+    """Whoever only passes them on pays for neither torch nor transformers."""
+    code = "import sys, serve.generation, serve.model_errors; print({'torch', 'transformers'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
 # -------------------------------------------------------------------------------------------------------------- the hub
 
 LOAD = """

@@ -22,7 +22,7 @@ from tests.serve.tiny_models import ARCHITECTURES, edit_json, tiny_model
 from workloads.errors import InputError
 from workloads.task import Message
 
-ON_SLOTS = {"llama", "gpt2", "qwen2", "qwen3", "neox"}
+ON_SLOTS = {"llama", "gpt2", "qwen2", "qwen3", "neox", "mistral", "gemma2"}
 texts = st.text(st.characters(codec="utf-8"), max_size=25)
 
 
@@ -68,8 +68,8 @@ def test_a_batch_answers_what_transformers_answers_one_by_one(architecture: str,
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_joins_running_batches_where_its_attention_is_full(architecture: str) -> None:
-    """Slots are used where they agree with the model, and not for windows, distance biases or recurrent layers."""
+def test_a_model_joins_running_batches_where_slots_suit_it(architecture: str) -> None:
+    """Slots are used where they agree with the model, and not for distance biases or recurrent layers."""
     assert model(architecture).continuous == (architecture in ON_SLOTS)
 
 
