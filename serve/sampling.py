@@ -30,7 +30,7 @@ def _draw(logits: torch.Tensor, samplings: Sequence[Sampling], draws: Sequence[f
     """One token a row: the inverse of the cumulated nucleus probabilities at the row's draw."""
     device = logits.device
     temperature = torch.tensor([sampling.temperature for sampling in samplings], device=device)[:, None]
-    top_p = torch.tensor([sampling.top_p for sampling in samplings], device=device)[:, None]
+    top_p = torch.tensor([sampling.top_p for sampling in samplings], dtype=torch.double, device=device)[:, None]
     # In double precision: a sum over a large vocabulary must not lose the draw's last digits.
     probabilities = torch.softmax((logits / temperature).double(), dim=-1)
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
