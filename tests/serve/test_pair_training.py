@@ -53,7 +53,7 @@ def test_a_resumed_training_ends_with_the_same_weights_to_the_bit(tmp_path):
 def test_a_short_training_lowers_the_loss(tmp_path):
     """The optimiser goes downhill on the real data."""
     trainer = train(dataclasses.replace(TINY, steps=100, batch=8), 1, tmp_path, save_every=20, compiled=False)
-    assert trainer.losses[-1] < 0.9 * trainer.losses[0]
+    assert trainer.losses[-1] < 0.8 * trainer.losses[0]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
