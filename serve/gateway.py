@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from http.client import HTTPException
 from typing import Any
 
 from serve.app import deployed
@@ -33,6 +34,7 @@ from workloads.placing import Placer
 KEY_VARIABLE = "ISTHMUS_GATEWAY_KEY"
 """Environment variable with the key that clients must show; unset or empty: none."""
 _ANSWERS_S = 120.0
+_PORT_FREE_S = 10.0
 _ANYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound to
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -146,13 +148,19 @@ def _run(placer: Placer, tiers: Mapping[str, TierClient], options: GatewayOption
 
 
 def start_http(host: str, port: int) -> None:
-    """Start Serve with its HTTP proxy on the head node; one without applications is stopped first, as it keeps its settings."""
+    """Start Serve with its HTTP proxy on the head node; one without applications is stopped first, as it keeps its settings.
+
+    Raises InputError for a port of this machine that is taken, if the head node is here.
+    """
+    import ray
     from ray import serve
     from ray.exceptions import RayActorError
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]
+        if _head() == ray.util.get_node_ip_address():  # type: ignore[no-untyped-call]
+            _await_port(host, port)
     patience = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60", "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "30"}
     try:
         serve.start(
@@ -183,32 +191,55 @@ def _quiet() -> dict[str, Any]:
     return {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _reachable(host: str) -> str:
-    """Where to ask for a gateway that listens on `host` of the head node."""
-    if host not in _ANYWHERE:
-        return f"[{host}]" if ":" in host else host
+def _await_port(host: str, port: int) -> None:
+    """`check_port`, with time for a proxy that was just stopped to let its port go."""
+    deadline_s = time.monotonic() + _PORT_FREE_S
+    while True:
+        try:
+            return check_port(host, port)
+        except InputError:
+            if time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.2)
+
+
+def _head() -> str:
+    """The address of the head node."""
     import ray
 
     return str(ray.get_runtime_context().gcs_address).rpartition(":")[0]
+
+
+def _reachable(host: str) -> str:
+    """Where to ask for a gateway that listens on `host` of the head node."""
+    if host in _ANYWHERE:
+        return _head()
+    return f"[{host}]" if ":" in host else host
 
 
 def _await_answer(url: str) -> None:
     """Wait until the gateway answers over HTTP, whatever it says of its tiers."""
     deadline_s, problem = time.monotonic() + _ANSWERS_S, ""
     while time.monotonic() < deadline_s:
-        try:
-            with _DIRECT.open(f"{url}/healthz", timeout=10):
-                return
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.headers.get_content_type() == "application/json":
-                    return
-            problem = f"HTTP {error.code}"
-        except OSError as error:
-            problem = str(getattr(error, "reason", error))
+        problem = _problem(f"{url}/healthz")
+        if not problem:
+            return
         time.sleep(0.2)
     remedy = "Ray Serve may run on this cluster already with other HTTP settings: use its port, or another cluster"
     raise InputError("gateway", f"does not answer at {url} ({problem})", remedy)
+
+
+def _problem(page: str) -> str:
+    """Why the health page is not ours; empty if it is."""
+    try:
+        with _DIRECT.open(page, timeout=10) as answer:
+            found = answer.read(100_000)
+    except urllib.error.HTTPError as error:
+        with error:
+            found = error.read(100_000)
+    except (OSError, HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__
+    return "" if b'"tiers":{' in found else "something else answers there"
 
 
 @contextmanager

@@ -115,15 +115,15 @@ class Answered:
         }  # fmt: skip
 
 
+@dataclass(slots=True)
 class Stream:
-    """A streamed answer whose first item is there: iterate `items`; `answered` is set when they end."""
+    """A streamed answer under way. Who sends it counts `sent_bytes`; `answered` is set when the pieces end."""
 
-    def __init__(self, calls: Calls, placed: Placed, tier: str, reason: str) -> None:
-        self.placed, self.tier, self.reason = placed, tier, reason
-        self.model = calls.tiers[tier].model
-        self.sent_bytes = 0
-        """Bytes sent to the client so far, kept by who sends them."""
-        self.answered: Answered | None = None
+    placed: Placed
+    tier: str
+    reason: str
+    sent_bytes: int = 0
+    answered: Answered | None = None
 
 
 class Calls:
@@ -159,8 +159,7 @@ class Calls:
         try:
             return self.placer.check(model_name)
         except InputError as error:
-            message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
-            raise ApiError(404, message, param="model", code="model_not_found") from None
+            raise _no_such_model(error) from None
 
     async def place(self, chat: ChatRequest, number: int | None) -> Placed:
         """Ask the policy; `number` is the request's number if the client gave one."""
@@ -170,10 +169,18 @@ class Calls:
         request = request_number(chat.messages) if number is None else number
         call = call_of(chat.messages, chat.max_tokens or _TOKENS_UNLESS_TOLD)
         if chat.model not in self._ready:
-            await asyncio.to_thread(self.placer.prepare, chat.model)
+            await self._prepare(chat.model)
         load = self.load()
         decision = await loop.run_in_executor(self._placing, self.placer.place, chat.model, request, call, load)
         return Placed(chat, label, request, call, decision, until_s)
+
+    async def _prepare(self, model_name: str) -> None:
+        try:
+            await asyncio.to_thread(self.placer.prepare, model_name)
+        except InputError as error:
+            if not error.place.startswith("policy"):  # not about the value asked for, and nothing a client should read
+                raise
+            raise _no_such_model(error) from None
 
     def load(self) -> dict[str, TierLoad]:
         """How busy the tiers are with calls of this gateway."""
@@ -190,7 +197,8 @@ class Calls:
             except ModelUnavailable as failure:
                 failures[tier] = failure
                 continue
-            return self._answered(placed, tier, reason, generation, FRAMING_BYTES + len(_utf8(generation.text)))
+            size = FRAMING_BYTES + len(generation.text.encode("utf-8", "surrogatepass"))
+            return self._answered(placed, tier, reason, generation, size)
         raise AssertionError("a ladder ends with an answer or an error")
 
     async def stream(self, placed: Placed) -> AsyncGenerator[Stream | str, None]:
@@ -199,7 +207,7 @@ class Calls:
         After the first piece no other tier is tried: half of an answer has been sent.
         """
         async for tier, reason, failures in self._ladder(placed):
-            stream = Stream(self, placed, tier, reason)
+            stream = Stream(placed, tier, reason)
             begun = False
             try:
                 async with aclosing(self._pieces(placed, tier)) as pieces:
@@ -273,7 +281,7 @@ class Calls:
 
     def _answered(
         self, placed: Placed, tier: str, reason: str, generation: Generation, download_bytes: float
-    ) -> Answered:  # fmt: skip
+    ) -> Answered:
         completion = Completion(
             self.tiers[tier].model, generation.text, generation.prompt_tokens, generation.completion_tokens, round(download_bytes),
             generation.cached_tokens, generation.mean_logprob, generation.prefill_s, generation.decode_s,
@@ -287,5 +295,6 @@ class Calls:
         return Answered(placed, tier, self.tiers[tier].model, reason, generation, charge)
 
 
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _no_such_model(error: InputError) -> ApiError:
+    message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
+    return ApiError(404, message, param="model", code="model_not_found")

@@ -295,6 +295,27 @@ def test_signals(loaded: LoadedScenario) -> None:
     assert facts({})[4:6] == (0.0, 0)  # position 0 again: a new request that asks the same
 
 
+def test_requests_are_forgotten(loaded: LoadedScenario) -> None:
+    """A policy is told of requests that have been left behind, so what it remembers of them does not grow for ever."""
+    counting = ALTERNATE.replace("class Alternate", "class Counting").replace(
+        "    def place(",
+        "    ended = 0\n\n    def learn(self, row):\n        self.ended += row.status == 'unknown'\n\n    def place(",
+    )
+    counting = counting.replace('"every other"', "str(self.ended)")
+    loaded.path.with_name("counting.py").write_text(counting, encoding="utf-8")
+    text = SCENARIO[: SCENARIO.index("policies:")] + "policies: ['counting.py:Counting']\nseeds: [7]\n"
+    path = loaded.path.with_name("counting.yaml")
+    path.write_text(text, encoding="utf-8")
+    placer = PolicyPlacer(load_scenario(path, ()).variants[0].scenario, path)
+    (name, *_) = placer.names()
+    call = call_of((Message("user", "Question 3"),))
+    told = [int(placer.place(name, number, call, IDLE).reason) for number in range(10_500)]
+    assert told[9_999] == 0
+    assert told[-1] == 500
+    again = placer.place(name, 10_499, call, IDLE)  # asked anew: its first time has ended
+    assert int(again.reason) == 501
+
+
 def test_charges_are_the_ledgers(placer: PolicyPlacer, loaded: LoadedScenario) -> None:
     """An answer costs what the simulator's ledger books for the same call: tokens, bytes, nominal device time."""
     cells = {cell.policy.name: cell for cell in expand_cells(loaded)}

@@ -58,6 +58,7 @@ def test_plain_answer(gateway: Gateway) -> None:
     assert float(raw.headers["x-isthmus-cost-usd"]) == pytest.approx(12e-5)
     assert float(raw.headers["x-isthmus-energy-j"]) == 24.0
     assert float(raw.headers["x-isthmus-decision-s"]) == 0.000125
+    until(lambda: bool(gateway.records))
     assert gateway.records[-1].status == 200
     assert gateway.records[-1].completion_tokens == 6
 

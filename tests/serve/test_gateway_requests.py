@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.gateway_calls import GatewayOptions
-from tests.serve.gateway_server import QUESTION, Gateway, client_of, error_of, start_gateway
+from tests.serve.gateway_server import QUESTION, Gateway, client_of, error_of, start_gateway, until
 from tests.serve.test_openai_protocol import json_values
 
 
@@ -34,6 +34,7 @@ def test_malformed_bodies(gateway: Gateway) -> None:
         client.chat.completions.create(model="edge", messages=QUESTION, n=2)
     assert error.value.param == "n"
     assert error.value.code == "unsupported_parameter"
+    until(lambda: len(gateway.records) == 7)
     assert {record.status for record in gateway.records} == {400}
 
 
@@ -57,6 +58,7 @@ def test_oversized_bodies() -> None:
                 client.chat.completions.create(model="edge", messages=big)
             assert error.value.status_code == 413
             assert client.chat.completions.create(model="edge", messages=QUESTION).choices
+        until(lambda: len(gateway.records) == 4)
         assert [record.status for record in gateway.records] == [413, 413, 413, 200]
 
 
@@ -66,6 +68,7 @@ def test_slow_bodies() -> None:
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as line:
             line.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
             assert b" 408 " in line.recv(100)
+        until(lambda: bool(gateway.records))
         assert gateway.records[0].status == 408
 
 

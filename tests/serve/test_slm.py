@@ -122,6 +122,7 @@ def test_different_seeds_give_different_answers() -> None:
     assert narrow == {slm.generate([ask("roll")], 8)[0].text}
 
 
+@settings(max_examples=40)
 @given(
     logits=st.lists(st.floats(-8, 8), min_size=1, max_size=12),
     temperature=st.floats(0.1, 2.0),
