@@ -1,4 +1,4 @@
-"""Tools that agents call: a calculator and a note pad.
+"""Tools that agents call: a calculator, and what tools share.
 
 A tool takes the task and the text after the verb and answers with text. It never raises: what it cannot do, it says.
 """
@@ -17,31 +17,50 @@ Tool = Callable[[Task, str], str]
 MAX_EXPRESSION = 500
 """Characters of an expression; also bounds how deep its brackets can nest."""
 _MAX_NESTING = 40
+_MAX_STATEMENTS = 8
 _MAX_DIGITS = 60
 _TOKEN = re.compile(r"\s*(?:(\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)|([-+*/()×÷]))")
 _LABEL = re.compile(r"\s*([A-Za-z_][\w ]*?)\s*=\s*(.*)", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 class _Refused(ValueError):
     """What is wrong with an expression, in words for the model."""
 
 
+def statements(argument: str, value: Callable[[str, dict[str, str]], str]) -> str:
+    """Works out `A = ... ; B = ...` from left to right; labels come back with the values, one statement without a label bare.
+
+    `value` gets an expression and the values of the labels before it.
+    """
+    parts = argument.split(";")
+    if len(parts) > _MAX_STATEMENTS:
+        return f"error: more than {_MAX_STATEMENTS} statements"
+    known, found = dict[str, str](), []
+    for part in parts:
+        match = _LABEL.fullmatch(part)
+        result = value((match[2] if match else part).strip(), known)
+        found.append(f"{match[1]} = {result}" if match else result)
+        if match:
+            known[match[1]] = result
+    return " ; ".join(found)
+
+
 def compute(task: Task, argument: str) -> str:
-    """Exact arithmetic with + - * / and brackets: `( 11 + 10 ) * 2` -> `42`; a label comes back, `Ben = 2 + 3` -> `Ben = 5`."""
+    """Exact arithmetic with + - * / and brackets: `( 11 + 10 ) * 2` -> `42`.
+
+    Labels come back and may be used after it: `Ben = 11 + 10 ; Ivo = Ben * 2` -> `Ben = 21 ; Ivo = 42`.
+    """
     del task
-    label, expression = "", argument.strip().removesuffix("=").replace("$", "")
-    if match := _LABEL.fullmatch(expression):
-        label, expression = f"{match[1]} = ", match[2]
+    return statements(argument.strip().removesuffix("=").replace("$", ""), _computed)
+
+
+def _computed(expression: str, known: dict[str, str]) -> str:
+    filled = _NAME.sub(lambda name: f"({known[name[0]]})" if name[0] in known else name[0], expression)
     try:
-        return label + _text(_Parser(expression).value())
+        return _text(_Parser(filled).value())
     except _Refused as error:
         return f"error: {error}"
-
-
-def note(task: Task, argument: str) -> str:
-    """Keeps a line in the conversation, where the next step can read it; the tool itself does nothing."""
-    del task
-    return "noted" if argument.strip() else "error: nothing to note"
 
 
 class _Parser:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from serve.pair.tokenizer import END, encode, encode_message
+from serve.pair.tokenizer import encode, encode_message
 from workloads.task import Message, Task
 from workloads.tasks.pair import FAMILIES, TOOLS, draw_problem
-from workloads.tasks.problem import MAX_DISTRACTORS, MAX_LENGTH, STYLES, Problem, Progress, Style
+from workloads.tasks.problem import MAX_DISTRACTORS, MAX_LENGTH, STYLES, Problem, Style
 
 IGNORED = -100
 """Target of a position that teaches nothing, as torch's cross entropy has it."""
@@ -24,9 +24,6 @@ _OTHER = 0.4
 _STRAY = 0.15
 """And how often one that does not help is put in before it."""
 _MAX_STRAYS = 3
-_RECITATIONS = 0.35
-"""Share of the coarse model's examples that are recitations of plans."""
-_RECITED = 5
 _NO_TASK = Task("training")
 
 
@@ -42,19 +39,18 @@ def conversation(problem: Problem, style: Style, random: Random) -> Example:
     """One whole conversation about `problem` that teaches `style`."""
     ids = encode_message(Message("user", problem.prompt))
     targets = [IGNORED] * len(ids)
-    pure, strays, progress, ended = random.random() < _PURE, 0, Progress(), False
-    seen = ""
+    pure, strays, done, ended = random.random() < _PURE, 0, 0, False
     while not ended:
         stray = not pure and strays < _MAX_STRAYS and random.random() < _STRAY
         if stray:
             strays += 1
-            text, after = problem.stray(progress, random, seen), progress
-            if text in {problem.step(progress, each)[0] for each in STYLES}:
+            text, after = problem.stray(done, random), done
+            if text in {problem.step(done, each)[0] for each in STYLES}:
                 continue
         else:
             other = not pure and random.random() < _OTHER
             turn: Style = "coarse" if (style == "fine") == other else "fine"
-            text, after = problem.step(progress, turn)
+            text, after = problem.step(done, turn)
             if other and text.startswith("answer"):
                 turn = style
             stray = turn != style
@@ -62,32 +58,11 @@ def conversation(problem: Problem, style: Style, random: Random) -> Example:
         mark, turn_ids = encode("<assistant>"), encode(f"{text} <end>")
         ids += mark + turn_ids
         targets += [IGNORED] + ([IGNORED] * len(turn_ids) if stray else turn_ids)
-        ended, progress = verb == "answer", after
+        ended, done = verb == "answer", after
         if not ended:
-            seen = TOOLS[verb](_NO_TASK, argument)
-            seen_ids = encode_message(Message("tool", seen))
+            seen_ids = encode_message(Message("tool", TOOLS[verb](_NO_TASK, argument)))
             ids += seen_ids
             targets += [IGNORED] * len(seen_ids)
-    return Example(ids[:-1], targets[1:])
-
-
-def recitation(problem: Problem, random: Random) -> Example:
-    """Plans for several questions about one text: many look-ups in few tokens, which is what forms the heads that copy."""
-    ids, targets = encode_message(Message("user", problem.prompt)), []
-    targets = [IGNORED] * len(ids)
-    for number in range(_RECITED):
-        question, plan = problem.recite(random)
-        if number:
-            asked = encode_message(Message("user", question))
-            ids += asked
-            targets += [IGNORED] * len(asked)
-        else:
-            plan = problem.step(Progress(), "coarse")[0]
-            if not plan.startswith("plan"):
-                continue
-        turn = encode(f"{plan} {END}")
-        ids += encode("<assistant>") + turn
-        targets += [IGNORED, *turn]
     return Example(ids[:-1], targets[1:])
 
 
@@ -101,6 +76,5 @@ def examples(style: Style, count: int, seed: str, hardest: float) -> list[Exampl
     for number in range(count):
         length = 1 + min(longest - 1, int(longest * random.random() ** 0.8))
         problem = draw_problem(families[number % len(families)], "train", length, random.randint(0, most), random)
-        recite = style == "coarse" and random.random() < _RECITATIONS
-        found.append(recitation(problem, random) if recite else conversation(problem, style, random))
+        found.append(conversation(problem, style, random))
     return found

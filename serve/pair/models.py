@@ -29,8 +29,8 @@ class Recipe:
 
 
 RECIPES = {
-    "slm": Recipe("fine", layers=2, width=64, heads=4, inner=160, steps=2600, muon_rate=0.015),
-    "llm": Recipe("coarse", layers=5, width=128, heads=4, inner=352, steps=2800, batch=32, rate=2e-3, muon_rate=0.01),
+    "slm": Recipe("fine", layers=2, width=64, heads=4, inner=160, steps=2000),
+    "llm": Recipe("coarse", layers=4, width=128, heads=4, inner=352, steps=2000, batch=32),
 }
 
 
@@ -54,6 +54,7 @@ def new_model(recipe: Recipe, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=table[END],
         pad_token_id=table[PAD],
+        initializer_range=recipe.width**-0.5,
         attn_implementation="eager",
     )
     return LlamaForCausalLM(config)

@@ -21,16 +21,16 @@ from workloads.tasks.pair import (
     split_of,
     vocabulary,
 )
-from workloads.tasks.problem import STYLES, Progress
+from workloads.tasks.problem import STYLES
 
 
 def _solve(task: Task, style: str) -> tuple[Outcome, list[str]]:
     """Answer a task by its own solution in one style, or in both, mixed at random."""
-    run, random, progress = pair_agent()(task), Random(task.id), Progress()
+    run, random, done = pair_agent()(task), Random(task.id), 0
     steps: list[str] = []
     next(run)
     while True:
-        text, progress = task.latent.step(progress, random.choice(STYLES) if style == "mixed" else style)
+        text, done = task.latent.step(done, random.choice(STYLES) if style == "mixed" else style)
         steps.append(text)
         try:
             run.send(Completion("reference", text, 1, 1, 1))
@@ -53,18 +53,26 @@ def test_the_fine_style_takes_more_steps_of_less():
     for family in FAMILIES:
         tasks = pair_tasks("test", 200, 2, [family])
         fine, coarse = (sum(len(_solve(task, style)[1]) for task in tasks) for style in STYLES)
-        assert fine > 1.15 * coarse
+        assert fine > 1.4 * coarse
 
 
 def test_no_step_of_the_tools_contradicts_the_latent_solution():
     """The knowledge base and the calculator give the entities and quantities the problem was made from."""
     for task in pair_tasks("train", 200, 3):
-        if task.family == "hops":
-            for relation, start, end in zip(task.latent.path, task.latent.stops, task.latent.stops[1:], strict=False):
-                assert hops.find(task, f"{relation} of {start}") == end
-        else:
-            assert task.answer == str(task.latent.chain[-1].value)
-            assert all(1 <= fact.value <= 99 for fact in (*task.latent.chain, *task.latent.others))
+        problem, seen = task.latent, dict[str, str]()
+        for fact in (*problem.chain, *problem.others):
+            found = TOOLS[problem.verb](task, fact.statement(seen.get(fact.base, "")))
+            assert found == f"{fact.name} = {fact.value}"
+            seen[fact.name] = fact.value
+            assert problem.verb == "find" or 1 <= int(fact.value) <= 99
+            assert fact.base in seen or not fact.base
+
+
+def test_a_wrong_way_leads_to_a_wrong_name():
+    """No distractor of a knowledge-base question repeats the relation of the chain it hangs on."""
+    for task in pair_tasks("train", 300, 4, ["hops"], distractors=[3]):
+        told = [fact.sentence.split(" is ")[0] for fact in (*task.latent.chain, *task.latent.others)]
+        assert all(told.count(fact.sentence.split(" is ")[0]) == 1 for fact in task.latent.chain[1:])
 
 
 def test_the_same_seed_gives_the_same_tasks_in_another_process():
@@ -106,10 +114,10 @@ def test_the_difficulty_is_as_asked(family, length, distractors):
     for task in pair_tasks("train", 25, 5, [family], [length], [distractors]):
         assert task.features == {"length": length, "distractors": distractors}
         assert (task.family, task.latent.length, task.latent.distractors) == (family, length, distractors)
+        given = family == "sums"
         _, steps = _solve(task, "fine")
-        assert sum(step.startswith(("find", "compute")) for step in steps) == length
-        if family == "sums":
-            assert task.prompt.count(" .") == length + 1 + distractors
+        assert sum(step.startswith(("find", "compute")) for step in steps) == length + given
+        assert task.prompt.count(" .") == length + given + distractors
 
 
 def test_all_difficulties_and_both_families_occur_evenly():
@@ -150,6 +158,15 @@ def test_bad_arguments_are_one_clear_message(arguments, message):
         ("mayor of hometown of Nia Voss", hops.facts()["mayor", hops.facts()["hometown", "Nia Voss"]]),
         ("director of Nia Voss", hops.NOTHING),
         ("director of Blue", hops.NOTHING),
+        ("Q = director of Blue Harbor", f"Q = {hops.facts()['director', 'Blue Harbor']}"),
+        (
+            "Q = hometown of Nia Voss ; R = the mayor of Q",
+            f"Q = {hops.facts()['hometown', 'Nia Voss']} ; R = {hops.facts()['mayor', hops.facts()['hometown', 'Nia Voss']]}",
+        ),
+        (
+            "R = mayor of Q ; Q = hometown of Nia Voss",
+            f"R = nothing found ; Q = {hops.facts()['hometown', 'Nia Voss']}",
+        ),
         ("grandmother of Nia Voss", hops.NOTHING),
         ("Nia Voss", hops.NOTHING),
         ("", hops.NOTHING),
@@ -187,10 +204,10 @@ def test_every_word_of_questions_steps_and_observations_is_in_the_vocabulary():
     """The closed vocabulary holds: nothing the reference solution or a useless step leads to is unknown to the models."""
     known = set(vocabulary())
     for task in pair_tasks("train", 400, 9):
-        random, seen = Random(task.id), ""
+        random = Random(task.id)
         texts = [task.prompt]
         for _ in range(4):
-            step = task.latent.stray(Progress(random.randint(0, task.features["length"])), random, seen)
+            step = task.latent.stray(random.randint(0, task.features["length"]), random)
             verb, argument = step.split(" ", 1)
             assert verb in TOOLS, "a useless step never ends the request"
             seen = TOOLS[verb](task, argument)

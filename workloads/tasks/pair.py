@@ -18,20 +18,20 @@ from workloads.task import Message, Task
 from workloads.tasks import hops, sums
 from workloads.tasks.problem import MAX_DISTRACTORS, MAX_LENGTH, Problem
 from workloads.tool_agent import tool_agent
-from workloads.tools import compute, note
+from workloads.tools import compute
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FAMILIES: dict[str, Callable[[Random, int, int], Problem]] = {"hops": hops.draw, "sums": sums.draw}
-TOOLS = {"find": hops.find, "compute": compute, "note": note, "plan": note}
+TOOLS = {"find": hops.find, "compute": compute}
 
 MAX_SUBTASKS = 12
 """Steps after which a request counts as failed; the longest reference solution takes 8."""
 MAX_STEP_TOKENS = 32
-"""Tokens a step may take; the longest reference step takes 29."""
+"""Tokens a step may take; the longest reference step takes 16."""
 _TOOL_ERRORS = (
-    "error : nothing to note an expression of more than characters unexpected division by zero a bracket is not closed the "
-    "ends too early cannot read number large brackets nested deep -"
+    "error : an expression of more than characters unexpected division by zero a bracket is not closed the "
+    "ends too early cannot read number large brackets nested deep statements -"
 )
 _TRIES = 2000
 _WORD = re.compile(r"[^\W\d_]+|(?:\b(?!0\d)\d)?\d|[^\w\s]|_")
@@ -128,7 +128,7 @@ def count_tokens(messages: tuple[Message, ...]) -> int:
 
 
 def pair_agent() -> Agent:
-    """The agent that works on these tasks: `find`, `compute`, `note` and `plan`, then `answer`."""
+    """The agent that works on these tasks: `find` and `compute`, then `answer`."""
     return tool_agent(TOOLS, grade, max_subtasks=MAX_SUBTASKS, max_tokens=MAX_STEP_TOKENS, count_tokens=count_tokens)
 
 

@@ -1,60 +1,102 @@
-"""What the embedded task families share: a problem, how far a solution is, and the two styles of solving it."""
+"""What the embedded task families share: a problem told as facts that hang on each other, and two styles of solving it.
+
+    Nia is 11 . Nia plus 10 is Ben . Ben times 3 is Ivo . how much is Ivo ?
+
+Each sentence gives one name its value, outright or from a name told before. A chain of them leads to the name asked for, in
+order; distractors hang on the chain or stand alone, and nothing hangs on them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Literal, Protocol
+from typing import Literal
 
 Style = Literal["fine", "coarse"]
-"""`fine` does one thing a step, as the small model is taught; `coarse` plans, then does two, as the large one is."""
+"""`fine` works out one name a step, as the small model is taught; `coarse` two, as the large one is."""
 STYLES: tuple[Style, ...] = ("fine", "coarse")
+_NAMES_A_STEP = {"fine": 1, "coarse": 2}
 
 MAX_LENGTH = 6
 """Most dependent operations of a problem."""
 MAX_DISTRACTORS = 3
+HANGING = 0.7
+"""How often a distractor hangs on the chain; the others stand alone."""
+_LURED = 0.7
+"""Share of useless steps that work out a distractor."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a conversation is: operations done on the way to the answer, first fact noted, plan written."""
+class Fact:
+    """`name` has `value`. `before` + the value of `base` + `after` is the expression a tool works it out from."""
 
-    done: int = 0
-    noted: bool = False
-    planned: bool = False
+    name: str
+    value: str
+    sentence: str
+    base: str = ""
+    before: str = ""
+    after: str = ""
+
+    def statement(self, base: str) -> str:
+        """What a tool is asked, with `base` as the name or the value of what this hangs on."""
+        return f"{self.name} = {self.before}{base}{self.after}"
 
 
-class Problem(Protocol):
-    """A question with its solution, which no policy and no tool sees."""
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with its solution, which no policy and no tool sees.
 
-    @property
-    def prompt(self) -> str:
-        """The question as the user asks it."""
-        ...
+    `chain` holds the facts from the first to the one asked for, `others` the distractors, `length` the dependent operations.
+    """
+
+    verb: str
+    prompt: str
+    chain: tuple[Fact, ...]
+    others: tuple[Fact, ...]
+    length: int
 
     @property
     def answer(self) -> str:
         """The right answer, exactly."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Dependent operations, 1 to MAX_LENGTH."""
-        ...
+        return self.chain[-1].value
 
     @property
     def distractors(self) -> int:
-        """Clauses that have nothing to do with the answer."""
-        ...
+        """Sentences that the answer does not need."""
+        return len(self.others)
 
-    def step(self, progress: Progress, style: Style) -> tuple[str, Progress]:
-        """The right next step in this style, and the progress once its observation is in."""
-        ...
+    def step(self, done: int, style: Style) -> tuple[str, int]:
+        """The right next step when `done` facts of the chain are worked out, and how many are then."""
+        if done == len(self.chain):
+            return f"answer {self.answer}", done
+        now = min(len(self.chain), done + _NAMES_A_STEP[style])
+        return f"{self.verb} {' ; '.join(self._statements(done, now))}", now
 
-    def recite(self, random: Random) -> tuple[str, str]:
-        """Another question about the same text, and its plan: an exercise in looking things up."""
-        ...
+    def _statements(self, done: int, now: int) -> Iterator[str]:
+        """The first from a value that is known, a second from the name of the first."""
+        for number in range(done, now):
+            fact = self.chain[number]
+            yield fact.statement(fact.base if number > done else self._value(fact.base))
 
-    def stray(self, progress: Progress, random: Random, seen: str) -> str:
-        """A step that does not help: irrelevant, wrong or malformed; `seen` is the last observation. It never ends the request."""
-        ...
+    def _value(self, name: str) -> str:
+        return next((fact.value for fact in self.chain if fact.name == name), "")
+
+    def stray(self, done: int, random: Random) -> str:
+        """A step that does not help: a distractor, what is known already, or nonsense. It never ends the request."""
+        known = {fact.name for fact in self.chain[:done]} | {""}
+        lures = [fact for fact in self.others if fact.base in known]
+        if lures and random.random() < _LURED:
+            fact = random.choice(lures)
+        elif done and random.random() < 0.5:
+            fact = self.chain[done - 1]
+        else:
+            fact = random.choice((*self.chain, *self.others))
+            return f"{self.verb} {fact.name} {random.choice(('=', '= of', '= /'))}"
+        return f"{self.verb} {fact.statement(self._value(fact.base))}"
+
+
+def place_distractor(told: list[Fact], fact: Fact, random: Random) -> None:
+    """Put a distractor's sentence anywhere after what it hangs on."""
+    names = [each.name for each in told]
+    told.insert(random.randint(names.index(fact.base) + 1 if fact.base else 0, len(told)), fact)
