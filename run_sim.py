@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from serve.cluster_commands import cluster
+from serve.nodes.commands import cluster
 from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def serve(
 
     A name such as isthmus/random@0.5 places each call by that policy. Policies that learn do so from the scenario's recording.
     """
-    from serve.gateway import check_port, run_gateway
+    from serve.gateway.run import check_port, run_gateway
     from sim.loading import load_scenario
     from sim.placing import PolicyPlacer
 

@@ -1,6 +1,6 @@
 """Tokens a second of one model three ways in one process: `python benchmarks/engine.py [--json] [--model PATH]`.
 
-`engine` is continuous batching (serve/engine.py) with all requests submitted at once, `direct` the same model called in batches
+`engine` is continuous batching (serve/engine/engine.py) with all requests submitted at once, `direct` the same model called in batches
 (`CausalLM.generate`), `transformers` the library's own `generate` on the same batches, left-padded. All three answer the same
 requests greedily, and the texts must agree. CPU time of this process on one torch thread; every repeat runs all of them in turn,
 and a ratio is the median of the ratios within the repeats, so a slow spell of the machine hits all sides.
@@ -27,7 +27,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from serve.engine import Engine  # noqa: E402
+from serve.engine.engine import Engine  # noqa: E402
 from serve.generation import ModelSpec  # noqa: E402
 from serve.pair import pair_path  # noqa: E402
 from serve.slm import CausalLM  # noqa: E402

@@ -90,7 +90,7 @@ def random_model(folder: Path, width: int) -> Path:
 @contextmanager
 def ways(spec: ModelSpec, asked: Sequence[ModelCall], batch: int) -> Iterator[dict[str, Way]]:
     """The three ways, ready to be timed."""
-    from serve.engine import Engine
+    from serve.engine.engine import Engine
     from serve.slm import CausalLM
 
     tier = TierDeployment(

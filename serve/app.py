@@ -14,8 +14,8 @@ from typing import Any
 
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
-from serve.placement import live_nodes, place_tiers
-from serve.tier_client import TierClient, running_replicas
+from serve.replicas.placement import live_nodes, place_tiers
+from serve.replicas.tier_client import TierClient, running_replicas
 from workloads.errors import InputError
 
 _POLL_S = 0.1
@@ -35,7 +35,7 @@ def deploy(tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: flo
     try:
         for tier in tiers.values():
             if isinstance(tier.model, UpstreamSpec) and tier.model.max_usd is not None:
-                from serve.forwarded import open_budget
+                from serve.replicas.forwarded import open_budget
 
                 open_budget(app_name, tier.name, tier.model.max_usd)
         handles = _run(tiers, apps, app_name, placed)
@@ -50,7 +50,7 @@ def undeploy(tiers: Mapping[str, TierDeployment], *, app_name: str) -> None:
     """Take the tiers of `app_name` down, gracefully: calls in flight may end. Other applications stay."""
     from ray import serve
 
-    from serve.forwarded import close_budget
+    from serve.replicas.forwarded import close_budget
 
     apps = [f"{app_name}.{tier.name}" for tier in tiers.values()]
     for app in apps:
@@ -88,7 +88,7 @@ def _run(
     """Hand the applications to Serve; returns their handles without waiting for replicas."""
     from ray import serve
 
-    from serve.replicas import CloudProxy, EdgeSLM
+    from serve.replicas.replica import CloudProxy, EdgeSLM
 
     targets = []
     for model, tier in tiers.items():
@@ -127,7 +127,7 @@ def _await_running(tiers: Mapping[str, TierDeployment], timeout_s: float) -> Non
 
 def _raise_failure(tier: TierDeployment, status: Any) -> None:
     """Raise InputError if Serve says that a replica's constructor failed for good."""
-    from serve.replicas import start_error
+    from serve.replicas.replica import start_error
 
     message = "\n".join(deployment.message for deployment in status.deployments.values())
     error = start_error(message)  # such an error stays, so no further start is waited for

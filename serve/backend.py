@@ -9,10 +9,10 @@ from functools import partial
 from threading import Lock
 from types import TracebackType
 
-from serve.failures import unavailable
 from serve.generation import Generation, ModelSpec, Sampling
-from serve.replicas import ReplicaStats, Reply
-from serve.tier_client import Pending, TierClient
+from serve.replicas.asking import ReplicaStats, Reply
+from serve.replicas.failures import unavailable
+from serve.replicas.tier_client import Pending, TierClient
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable, suggest
 from workloads.task import Completion, Message, ModelCall

@@ -23,10 +23,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from serve.generation import Generation, Sampling
-from serve.limits import Budget, RateLimit
-from serve.upstream_answer import Answer, estimated_tokens
-from serve.upstream_errors import BudgetExceeded, UpstreamError, explain
-from serve.upstream_spec import UpstreamSpec
+from serve.upstream.answer import Answer, estimated_tokens
+from serve.upstream.errors import BudgetExceeded, UpstreamError, explain
+from serve.upstream.limits import Budget, RateLimit
+from serve.upstream.spec import UpstreamSpec
 from workloads.errors import InputError
 from workloads.task import Message
 

@@ -43,7 +43,7 @@ def run_parallel(
     Without an address a private Ray instance is started for the duration and only that one is shut down. An exception in a worker
     is raised here as it was there.
     """
-    from serve.local_cluster import started_cluster
+    from serve.nodes.local_cluster import started_cluster
 
     address = started_cluster(address)  # before Ray is imported: its token goes into the environment
     import ray  # heavy: only runs that need several processes pay for it

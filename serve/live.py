@@ -14,7 +14,7 @@ from serve.app import deployed
 from serve.backend import RayServeBackend
 from serve.cluster import check_address
 from serve.deployments import TierDeployment
-from serve.local_cluster import LocalCluster, started_cluster
+from serve.nodes.local_cluster import LocalCluster, started_cluster
 from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from serve.chat import ChatFormat
-from serve.decoding import Decoder, Row, SlotDecoder
+from serve.engine.chat import ChatFormat
+from serve.engine.decoding import Decoder, Row, SlotDecoder
+from serve.engine.errors import ModelFailed, PromptTooLong
+from serve.engine.loading import load_model
+from serve.engine.padded import PaddedDecoder
 from serve.generation import Generation, ModelSpec, Sampling
-from serve.model_errors import ModelFailed, PromptTooLong
-from serve.model_loading import load_model
-from serve.padded_decoding import PaddedDecoder
 from workloads.errors import InputError
 from workloads.task import Message
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
+from serve.engine.sampling import choose
+from serve.engine.slot_cache import SlotCache
 from serve.generation import Sampling
-from serve.sampling import choose
-from serve.slot_cache import SlotCache
 
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 16384}
 """Padded prompt tokens of one forward pass. A few hundred already keep a core busy; more only adds padding and memory."""

@@ -19,9 +19,9 @@ from time import monotonic, perf_counter
 
 import torch
 
-from serve.engine_requests import EngineStats, Request, TextStream
+from serve.engine.errors import EngineBusy, EngineClosed, ModelFailed
+from serve.engine.requests import EngineStats, Request, TextStream
 from serve.generation import Generation, Sampling
-from serve.model_errors import EngineBusy, EngineClosed, ModelFailed
 from serve.slm import CausalLM
 from workloads.errors import InputError
 from workloads.task import Message

@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
+from serve.engine.source import locate
 from serve.generation import ModelSpec
-from serve.model_source import locate
 from workloads.errors import InputError
 
 _LOG = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from serve.decoding import left_padded, take_next
+from serve.engine.decoding import left_padded, take_next
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 

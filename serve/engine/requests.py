@@ -8,8 +8,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 
-from serve.chat import ChatFormat, GrowingText
-from serve.decoding import Row
+from serve.engine.chat import ChatFormat, GrowingText
+from serve.engine.decoding import Row
 from serve.generation import Generation, Sampling
 
 

@@ -13,9 +13,9 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from serve.gateway.openai_answers import finite, reason_of, retry_after, unavailable
+from serve.gateway.openai_protocol import ApiError, ChatRequest
 from serve.generation import Generation, Sampling
-from serve.openai_answers import finite, reason_of, retry_after, unavailable
-from serve.openai_protocol import ApiError, ChatRequest
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable
 from workloads.placing import Charge, Decision, Placer, TierLoad, call_of, request_number

@@ -12,7 +12,7 @@ Values of a knob that are not listed are counted together as `isthmus/<family>@*
 
 from __future__ import annotations
 
-from serve.gateway_replies import CallRecord
+from serve.gateway.replies import CallRecord
 
 _BOUNDARIES_S = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0]
 _LABELS = ("model", "tier")

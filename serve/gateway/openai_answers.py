@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from serve.gateway.openai_protocol import ApiError
 from serve.generation import Generation
-from serve.openai_protocol import ApiError
 from workloads.errors import ModelUnavailable
 
 OWNER = "isthmus"

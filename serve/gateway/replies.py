@@ -11,8 +11,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.gateway_calls import Answered, Calls, Placed, Stream
-from serve.openai_answers import (
+from serve.gateway.calls import Answered, Calls, Placed, Stream
+from serve.gateway.openai_answers import (
     DONE,
     Head,
     StopCutter,
@@ -23,7 +23,7 @@ from serve.openai_answers import (
     finish_reason,
     last_chunks,
 )
-from serve.openai_protocol import ApiError
+from serve.gateway.openai_protocol import ApiError
 
 HUNG_UP = 499
 """Status under which a call is counted whose client did not wait for the answer."""

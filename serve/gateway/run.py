@@ -24,10 +24,10 @@ from typing import Any
 
 from serve.app import deployed
 from serve.deployments import TierDeployment
-from serve.gateway_calls import Calls, GatewayOptions
+from serve.gateway.calls import Calls, GatewayOptions
 from serve.live import connected
-from serve.placement import TIER_LABEL
-from serve.tier_client import TierClient
+from serve.replicas.placement import TIER_LABEL
+from serve.replicas.tier_client import TierClient
 from workloads.errors import InputError
 from workloads.placing import Placer
 
@@ -118,13 +118,13 @@ class Gateway:
     """The ingress's replica; see `build_app` for what it answers."""
 
     def __init__(self, placer: Placer, tiers: Mapping[str, TierClient], options: GatewayOptions) -> None:
-        from serve.gateway_metrics import GatewayMeter
+        from serve.gateway.metrics import GatewayMeter
 
         self._calls, self._meter = Calls(placer, tiers, options), GatewayMeter()
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application, made in the replica: what it holds cannot travel."""
-        from serve.gateway_http import build_app
+        from serve.gateway.web import build_app
 
         return build_app(self._calls, self._meter, own_request_ids=False)
 

@@ -27,10 +27,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Send
 
-from serve.gateway_calls import Calls
-from serve.gateway_replies import HUNG_UP, CallRecord, Exchange, Observer, Reply, error_response, json_response
-from serve.openai_answers import model_object
-from serve.openai_protocol import ApiError, read_chat
+from serve.gateway.calls import Calls
+from serve.gateway.openai_answers import model_object
+from serve.gateway.openai_protocol import ApiError, read_chat
+from serve.gateway.replies import HUNG_UP, CallRecord, Exchange, Observer, Reply, error_response, json_response
 from workloads.placing import FIRST_UNNUMBERED
 
 _LOG = logging.getLogger(__name__)

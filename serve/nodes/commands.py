@@ -28,7 +28,7 @@ def up(
     state: StateFolder = None,
 ) -> None:
     """Start the cluster and leave it running."""
-    from serve.local_cluster import cluster_up, default_state_dir
+    from serve.nodes.local_cluster import cluster_up, default_state_dir
 
     with Console(stderr=True).status("starting nodes ..."):
         found = cluster_up(edge, cloud, state or default_state_dir(), port, cpus_per_node=cpus, edge_gpus=edge_gpus)
@@ -40,7 +40,7 @@ def up(
 @cluster.command("status")
 def status(state: StateFolder = None) -> None:
     """Say which nodes are alive and how to use the cluster."""
-    from serve.local_cluster import cluster_status, default_state_dir
+    from serve.nodes.local_cluster import cluster_status, default_state_dir
 
     found = cluster_status(state or default_state_dir())
     if found is None:
@@ -62,7 +62,7 @@ def status(state: StateFolder = None) -> None:
 @cluster.command("down")
 def down(state: StateFolder = None) -> None:
     """End the cluster that `cluster up` started, and nothing else."""
-    from serve.local_cluster import cluster_down, default_state_dir
+    from serve.nodes.local_cluster import cluster_down, default_state_dir
 
     with Console(stderr=True).status("ending nodes ..."):
         ended = cluster_down(state or default_state_dir())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve.cluster_state import ClusterState, cluster_status, default_state_dir
+from serve.nodes.state import ClusterState, cluster_status, default_state_dir
 
 
 def started_cluster(address: str | None, state_dir: Path | None = None) -> str | None:

@@ -18,8 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from serve.cluster_driver import driver, started_cluster
-from serve.cluster_state import (
+from serve.nodes.driver import driver, started_cluster
+from serve.nodes.processes import Process, end_sessions, leads, members, program, send_signal
+from serve.nodes.start import (
+    ROOT,
+    TIER_LABEL,
+    TIER_UNITS,
+    NodeTooSlow,
+    await_node,
+    check_port_free,
+    new_cluster_folder,
+    node_folder,
+    spawn_node,
+)
+from serve.nodes.state import (
     TIERS,
     ClusterState,
     ClusterStatus,
@@ -32,18 +44,6 @@ from serve.cluster_state import (
     node_status,
     read_state,
     write_state,
-)
-from serve.node_processes import Process, end_sessions, leads, members, program, send_signal
-from serve.node_start import (
-    ROOT,
-    TIER_LABEL,
-    TIER_UNITS,
-    NodeTooSlow,
-    await_node,
-    check_port_free,
-    new_cluster_folder,
-    node_folder,
-    spawn_node,
 )
 from workloads.errors import InputError
 
@@ -253,7 +253,7 @@ def _start_watcher(state_dir: Path) -> tuple[int, int]:
     reading, lifeline = os.pipe()
     watcher = os.posix_spawn(
         sys.executable,
-        [sys.executable, "-m", "serve.local_cluster", str(state_dir)],
+        [sys.executable, "-m", "serve.nodes.local_cluster", str(state_dir)],
         {**os.environ, "PYTHONPATH": str(ROOT)},
         file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
         setsid=True,  # Ctrl-C in the terminal is for the run, which then ends its cluster in order

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from serve.cluster_state import ClusterState
-from serve.node_processes import Session, leads, spawn_session
+from serve.nodes.processes import Session, leads, spawn_session
+from serve.nodes.state import ClusterState
 from workloads.errors import InputError
 
 TIER_LABEL = "isthmus-tier"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from serve.node_processes import Session, leads, members, program
+from serve.nodes.processes import Session, leads, members, program
 from workloads.errors import InputError
 
 TIERS = ("cloud", "edge")

@@ -9,10 +9,10 @@ from typing import Any
 
 from serve.cloud import Upstream, UpstreamSpec
 from serve.generation import Generation
-from serve.limits import Budget, Spending
-from serve.placement import TIER_LABEL
-from serve.replicas import Ask, Reply
-from serve.upstream_errors import BudgetExceeded, UpstreamError
+from serve.replicas.asking import Ask, Reply
+from serve.replicas.placement import TIER_LABEL
+from serve.upstream.errors import BudgetExceeded, UpstreamError
+from serve.upstream.limits import Budget, Spending
 from workloads.errors import ModelUnavailable
 
 DEFAULT_MAX_TOKENS = 1024

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Lock
 
-from serve.engine import Engine
+from serve.engine.engine import Engine
+from serve.engine.errors import EngineBusy, EngineClosed, ModelFailed, PromptTooLong
 from serve.generation import Generation, ModelSpec
-from serve.model_errors import EngineBusy, EngineClosed, ModelFailed, PromptTooLong
 from serve.pair import pair_path
-from serve.replicas import Ask, Reply
+from serve.replicas.asking import Ask, Reply
 from serve.slm import CausalLM
 from workloads.errors import BackendError, InputError, ModelUnavailable
 from workloads.task import Message

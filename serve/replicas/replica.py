@@ -10,75 +10,17 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 from serve.deployments import TierDeployment
-from serve.generation import Generation, ModelSpec, Sampling
-from serve.replica_metrics import Meter
+from serve.generation import Generation, ModelSpec
+from serve.replicas.asking import Ask, Model, ReplicaStats, Reply
+from serve.replicas.metrics import Meter
 from workloads.errors import InputError, ModelUnavailable
-from workloads.task import Message
 
 START_MARK = "isthmus-start-error "
 """What is between this and the line's end in a failed constructor's message is the InputError as JSON."""
-
-
-class Ask(NamedTuple):
-    """One call as it travels to a replica. `sampling` None is the model's own; `timeout_s` counts from its arrival there."""
-
-    messages: tuple[Message, ...]
-    max_tokens: int | None
-    sampling: Sampling | None
-    timeout_s: float
-
-
-Reply = Generation | ModelUnavailable
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStats:
-    """One replica: where it is, what waits and runs there now, and its totals since it started."""
-
-    tier: str
-    actor_id: str
-    node_id: str
-    pid: int
-    queued: int
-    active: int
-    answered: int
-    failed: int
-    prompt_tokens: int
-    completion_tokens: int
-
-
-class Model(Protocol):
-    """What a replica asks: an engine here, or an API elsewhere. Failures are raised as ModelUnavailable."""
-
-    async def complete(self, ask: Ask) -> Generation:
-        """The whole answer."""
-        ...
-
-    async def complete_many(self, asks: Sequence[Ask], timeout_s: float) -> list[Reply]:
-        """The whole answers in order, with failures as values; what is not there after `timeout_s` has failed."""
-        ...
-
-    def stream(self, ask: Ask) -> AsyncGenerator[str | Generation, None]:
-        """The pieces of its text as they come, then the whole."""
-        ...
-
-    def load(self) -> tuple[int, int]:
-        """Calls (waiting, being answered) now."""
-        ...
-
-    def check(self) -> None:
-        """Raise if it cannot answer any more."""
-        ...
-
-    def close(self) -> None:
-        """Answer nothing more; what is still under way fails."""
-        ...
 
 
 class _Replica:
@@ -179,7 +121,7 @@ class EdgeSLM(_Replica):
     """Hosts a model on an edge node."""
 
     def _load(self, tier: TierDeployment, app_name: str) -> Model:
-        from serve.hosted import HostedModel
+        from serve.replicas.hosted import HostedModel
 
         del app_name
         assert isinstance(tier.model, ModelSpec)
@@ -191,10 +133,10 @@ class CloudProxy(_Replica):
 
     def _load(self, tier: TierDeployment, app_name: str) -> Model:
         if isinstance(tier.model, ModelSpec):
-            from serve.hosted import HostedModel
+            from serve.replicas.hosted import HostedModel
 
             return HostedModel(tier.model, tier.max_batch)
-        from serve.forwarded import ForwardedModel
+        from serve.replicas.forwarded import ForwardedModel
 
         return ForwardedModel(tier.model, app_name, tier.name)
 

@@ -12,9 +12,9 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from serve.deployments import TierDeployment
-from serve.failures import unavailable
 from serve.generation import Generation, Sampling
-from serve.replicas import Ask, ReplicaStats, Reply
+from serve.replicas.asking import Ask, ReplicaStats, Reply
+from serve.replicas.failures import unavailable
 from workloads.errors import ModelUnavailable
 from workloads.task import Message
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
-from serve.upstream_errors import BudgetExceeded
+from serve.upstream.errors import BudgetExceeded
 
 
 @dataclass(slots=True, eq=False)

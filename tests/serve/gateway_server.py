@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import openai
 import uvicorn
 
-from serve.gateway_calls import Calls, GatewayOptions, TierHandle
-from serve.gateway_http import build_app
-from serve.gateway_replies import CallRecord
+from serve.gateway.calls import Calls, GatewayOptions, TierHandle
+from serve.gateway.replies import CallRecord
+from serve.gateway.web import build_app
 from serve.generation import Generation, Sampling
 from workloads.errors import InputError, ModelUnavailable, suggest
 from workloads.placing import Charge, Decision, TierLoad

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve.node_start import ROOT
+from serve.nodes.start import ROOT
 
 PATIENCE_S = 60.0
 """How long a test waits before it calls something hung, on a machine that others use too."""

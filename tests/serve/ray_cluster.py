@@ -14,7 +14,7 @@ from threading import Thread
 from serve.backend import RayServeBackend
 from serve.deployments import TierDeployment
 from serve.generation import ModelSpec
-from serve.replicas import ReplicaStats
+from serve.replicas.asking import ReplicaStats
 from tests.serve.tiny_models import tiny_model
 from workloads.errors import ModelUnavailable
 from workloads.task import Completion, Message, ModelCall, Task

@@ -13,7 +13,7 @@ from serve.app import deployed, undeploy
 from serve.backend import LiveHandle, RayServeBackend
 from serve.deployments import Autoscaling
 from serve.generation import ModelSpec
-from serve.local_cluster import LocalCluster
+from serve.nodes.local_cluster import LocalCluster
 from serve.slm import CausalLM
 from tests.serve.ray_cluster import PATIENCE_S, endless_model, hosting, load_of, question, until
 from workloads.agent import FRAMING_BYTES

@@ -82,7 +82,7 @@ def test_answers_are_as_long_as_the_cell_says():
 @pytest.mark.slow
 def test_an_engine_in_this_process_is_measured_and_fitted(tmp_path: Path):
     """A real tiny model under one and four callers: every call answered and timed, and step times that are numbers."""
-    from serve.engine import Engine
+    from serve.engine.engine import Engine
     from serve.generation import ModelSpec
     from serve.slm import CausalLM
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.chat import ChatFormat, GrowingText
+from serve.engine.chat import ChatFormat, GrowingText
 from tests.serve.tiny_models import CHAT_TEMPLATE, tiny_tokenizer
 from workloads.errors import InputError
 from workloads.task import Message

@@ -15,7 +15,7 @@ import pytest
 
 from serve.cloud import Upstream
 from serve.generation import Generation
-from serve.upstream_errors import REASONS, BudgetExceeded, UpstreamError, retry_after_s
+from serve.upstream.errors import REASONS, BudgetExceeded, UpstreamError, retry_after_s
 from tests.serve.upstream import Upstream as Server
 from tests.serve.upstream import start_upstream
 from tests.serve.upstream_calls import PRICED, QUESTION, failed, use, wait_until

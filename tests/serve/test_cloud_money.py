@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.cloud import Upstream, UpstreamSpec
-from serve.limits import Budget
-from serve.upstream_errors import BudgetExceeded, UpstreamError
+from serve.upstream.errors import BudgetExceeded, UpstreamError
+from serve.upstream.limits import Budget
 from tests.serve.upstream import Upstream as Server
 from tests.serve.upstream import start_upstream
 from tests.serve.upstream_calls import PRICED, QUESTION, failed, use

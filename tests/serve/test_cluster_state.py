@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.cluster_state import ClusterState, NodeState, write_state
-from serve.local_cluster import cluster_down, cluster_status, cluster_up, default_state_dir, started_cluster
-from serve.node_processes import leads, spawn_session
-from serve.node_start import new_cluster_folder
+from serve.nodes.local_cluster import cluster_down, cluster_status, cluster_up, default_state_dir, started_cluster
+from serve.nodes.processes import leads, spawn_session
+from serve.nodes.start import new_cluster_folder
+from serve.nodes.state import ClusterState, NodeState, write_state
 from tests.serve.processes import SLEEP, ended, python, running, somebody_else, until
 from workloads.errors import InputError
 
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_state(tmp_path, change):
 
 def test_two_commands_at_a_time(tmp_path):
     """While one command works on a folder the next is told so, in place of both ending half of each other's work."""
-    code = "from pathlib import Path; from serve.cluster_state import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    code = "from pathlib import Path; from serve.nodes.state import locked\nwith locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen(python(code, str(tmp_path)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with ended(holder):
         assert holder.stdout is not None

@@ -12,9 +12,9 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 from ruamel.yaml import YAML
 
-from serve.node_start import TIER_LABEL
-from serve.placement import EDGE_RESOURCE
-from serve.placement import TIER_LABEL as PLACED_BY
+from serve.nodes.start import TIER_LABEL
+from serve.replicas.placement import EDGE_RESOURCE
+from serve.replicas.placement import TIER_LABEL as PLACED_BY
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

@@ -19,10 +19,10 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from serve.decoding import Row
-from serve.engine import Engine
+from serve.engine.decoding import Row
+from serve.engine.engine import Engine
+from serve.engine.errors import EngineBusy, EngineClosed, ModelFailed, PromptTooLong
 from serve.generation import Generation, ModelSpec, Sampling
-from serve.model_errors import EngineBusy, EngineClosed, ModelFailed, PromptTooLong
 from serve.slm import CausalLM
 from tests.serve.tiny_models import tiny_model
 from workloads.errors import InputError

@@ -15,7 +15,7 @@ from serve.app import deployed
 from serve.backend import RayServeBackend
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
-from serve.local_cluster import LocalCluster
+from serve.nodes.local_cluster import LocalCluster
 from tests.serve.ray_cluster import (
     PATIENCE_S,
     CallStream,

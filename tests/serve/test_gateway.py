@@ -15,7 +15,7 @@ from typing import Any
 import openai
 import pytest
 
-from serve.gateway_calls import GatewayOptions
+from serve.gateway.calls import GatewayOptions
 from serve.generation import Sampling
 from tests.serve.gateway_server import QUESTION, Gateway, WordTier, client_of, error_of, start_gateway, until
 from workloads.errors import ModelUnavailable

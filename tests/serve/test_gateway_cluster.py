@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import openai
 import pytest
 
-from serve.gateway import check_port, started_gateway
-from serve.gateway_calls import GatewayOptions
-from serve.local_cluster import LocalCluster
+from serve.gateway.calls import GatewayOptions
+from serve.gateway.run import check_port, started_gateway
+from serve.nodes.local_cluster import LocalCluster
 from sim.placing import PolicyPlacer
 from tests.conftest import ROOT
 from tests.helpers import load_text
@@ -237,8 +237,8 @@ class TestOnACluster:
 SERVING = """
 import sys
 from serve.deployments import TierDeployment
-from serve.gateway import run_gateway
-from serve.upstream_spec import UpstreamSpec
+from serve.gateway.run import run_gateway
+from serve.upstream.spec import UpstreamSpec
 from tests.serve.gateway_server import WordPlacer
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.gateway_calls import GatewayOptions
+from serve.gateway.calls import GatewayOptions
 from tests.serve.gateway_server import QUESTION, Gateway, client_of, error_of, start_gateway, until
 from tests.serve.test_openai_protocol import json_values
 

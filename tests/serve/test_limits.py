@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from serve.limits import RateLimit
+from serve.upstream.limits import RateLimit
 
 
 @pytest.mark.parametrize("amounts", [[1.0] * 14, [2.0, 1.0, 3.0, 1.0, 1.0, 2.0, 3.0, 1.0], [9.0, 1.0, 4.0]])

@@ -13,7 +13,7 @@ from serve.backend import RayServeBackend
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
 from serve.live import open_backend
-from serve.local_cluster import LocalCluster
+from serve.nodes.local_cluster import LocalCluster
 from tests.serve.ray_cluster import PATIENCE_S, endless_model, hosting, kill, question, replicas_of, until
 from tests.serve.tiny_models import tiny_model
 from tests.serve.upstream import start_upstream

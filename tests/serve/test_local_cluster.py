@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from serve.cluster_state import ClusterState, node_status, read_state
-from serve.local_cluster import LocalCluster, cluster_down, cluster_status, cluster_up
-from serve.node_processes import leads, members
-from serve.node_start import TIER_LABEL, free_port
+from serve.nodes.local_cluster import LocalCluster, cluster_down, cluster_status, cluster_up
+from serve.nodes.processes import leads, members
+from serve.nodes.start import TIER_LABEL, free_port
+from serve.nodes.state import ClusterState, node_status, read_state
 from tests.serve.processes import PATIENCE_S, ended, python, running, until
 from workloads.errors import InputError
 
 JOIN = """
 from pathlib import Path
 from serve.cluster import check_address, run_parallel
-from serve.local_cluster import started_cluster
+from serve.nodes.local_cluster import started_cluster
 address = started_cluster("auto", Path(sys.argv[1]))
 check_address(address)
 def double(number): return 2 * number
@@ -126,7 +126,7 @@ def test_up_status_down_beside_another_cluster(cluster, state_dir):
     The other cluster on the machine keeps every process it had.
     """
     other = {node.name: node.pid for node in cluster.nodes}
-    code = "from pathlib import Path; from serve.local_cluster import cluster_up; cluster_up(1, 1, Path(sys.argv[1]))"
+    code = "from pathlib import Path; from serve.nodes.local_cluster import cluster_up; cluster_up(1, 1, Path(sys.argv[1]))"
     subprocess.run(python(code, str(state_dir)), check=True, timeout=3 * PATIENCE_S)
     status = cluster_status(state_dir)
     assert status is not None
@@ -164,7 +164,7 @@ def test_up_status_down_beside_another_cluster(cluster, state_dir):
 
 def test_a_killed_driver_leaves_no_cluster(tmp_path):
     """A cluster made for a block ends even if its process is killed in the middle of it."""
-    code = "from serve.local_cluster import LocalCluster\nwith LocalCluster(0) as c: print(c.state.folder, flush=True); sys.stdin.read()"
+    code = "from serve.nodes.local_cluster import LocalCluster\nwith LocalCluster(0) as c: print(c.state.folder, flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         python(code),
         stdin=subprocess.PIPE,
@@ -189,7 +189,7 @@ def test_a_killed_driver_leaves_no_cluster(tmp_path):
 def test_a_start_that_fails_leaves_nothing(state_dir, ending):
     """Ctrl-C while nodes start, or a node Ray refuses, leaves no process, no folder and no state."""
     code = (
-        "from pathlib import Path; from serve.local_cluster import cluster_up\n"
+        "from pathlib import Path; from serve.nodes.local_cluster import cluster_up\n"
         "cluster_up(1, 1, Path(sys.argv[1]), cpus_per_node=int(sys.argv[2]))"
     )
     cpus = "4" if ending == "an interrupt" else str(10**30)
@@ -215,7 +215,7 @@ def test_a_start_that_fails_leaves_nothing(state_dir, ending):
 def test_a_node_that_is_too_slow_is_started_again(state_dir):
     """Ray gives a node 30 seconds; a raylet held up for longer is ended and started anew, on the port that was asked for."""
     code = (
-        "from pathlib import Path; from serve.local_cluster import cluster_up\n"
+        "from pathlib import Path; from serve.nodes.local_cluster import cluster_up\n"
         "cluster_up(0, 1, Path(sys.argv[1]), int(sys.argv[2]))"
     )
     port = free_port()

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from serve.engine.errors import EngineBusy, PromptTooLong
+from serve.engine.loading import load_model
 from serve.generation import ModelSpec
-from serve.model_errors import EngineBusy, PromptTooLong
-from serve.model_loading import load_model
 from tests.serve.tiny_models import edit_json, tiny_model
 from workloads.errors import InputError
 
@@ -194,7 +194,7 @@ def test_reasons_survive_the_trip_from_another_process() -> None:
 
 def test_specs_and_answers_need_no_model_library() -> None:
     """Whoever only passes them on pays for neither torch nor transformers."""
-    code = "import sys, serve.generation, serve.model_errors; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, serve.generation, serve.engine.errors; print({'torch', 'transformers'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
@@ -204,7 +204,7 @@ def test_specs_and_answers_need_no_model_library() -> None:
 LOAD = """
 import sys
 from serve.generation import ModelSpec
-from serve.model_loading import load_model
+from serve.engine.loading import load_model
 from workloads.errors import InputError
 for source in sys.argv[1:]:
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.node_processes import Session, end_sessions, leads, members, program, send_signal, spawn_session
+from serve.nodes.processes import Session, end_sessions, leads, members, program, send_signal, spawn_session
 from tests.serve.processes import SLEEP, running, somebody_else, until
 
 CHILD = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"

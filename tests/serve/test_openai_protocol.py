@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.generation import Generation, Sampling
-from serve.openai_answers import (
+from serve.gateway.openai_answers import (
     Head,
     StopCutter,
     chunk,
@@ -24,7 +23,8 @@ from serve.openai_answers import (
     unavailable,
     usage_of,
 )
-from serve.openai_protocol import ApiError, ChatRequest, read_chat
+from serve.gateway.openai_protocol import ApiError, ChatRequest, read_chat
+from serve.generation import Generation, Sampling
 from workloads.errors import ModelUnavailable
 from workloads.task import Message
 

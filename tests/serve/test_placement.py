@@ -9,7 +9,7 @@ import pytest
 from serve.cloud import UpstreamSpec
 from serve.deployments import Autoscaling, TierDeployment
 from serve.generation import ModelSpec
-from serve.placement import EDGE_RESOURCE, TIER_LABEL, Node, place_tiers
+from serve.replicas.placement import EDGE_RESOURCE, TIER_LABEL, Node, place_tiers
 from workloads.errors import InputError
 
 SLM = ModelSpec("models/small")

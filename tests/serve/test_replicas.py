@@ -10,7 +10,8 @@ import pytest
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
 from serve.generation import Generation, ModelSpec
-from serve.replicas import START_MARK, Ask, CloudProxy, EdgeSLM, start_error
+from serve.replicas.asking import Ask
+from serve.replicas.replica import START_MARK, CloudProxy, EdgeSLM, start_error
 from serve.slm import CausalLM
 from tests.serve.tiny_models import tiny_model
 from tests.serve.upstream import start_upstream

@@ -13,10 +13,10 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
+from serve.engine.errors import ModelFailed, PromptTooLong
+from serve.engine.loading import Int8Linear
+from serve.engine.sampling import choose
 from serve.generation import ModelSpec, Sampling
-from serve.model_errors import ModelFailed, PromptTooLong
-from serve.model_loading import Int8Linear
-from serve.sampling import choose
 from serve.slm import CausalLM
 from tests.serve.tiny_models import ARCHITECTURES, edit_json, tiny_model
 from workloads.errors import InputError
