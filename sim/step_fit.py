@@ -10,9 +10,9 @@ and every call another one, over the decode iterations of its answer:
 
     seconds - prefills of others in between = base * steps + d * sequences + e * tokens in the cache + f * others that joined
 
-where the right side sums over its iterations. Both systems are solved by non-negative least squares on the relative error. `f` is
-what a call costs the engine besides its iterations (joining, leaving, the event loop's share of the interpreter); it is
-charged to its prefill.
+where the right side sums over its iterations. Both systems are solved by non-negative least squares on errors relative to the
+prediction. `f` is what a call costs the engine besides its iterations (joining, leaving, the event loop's share of the
+interpreter); it is charged to its prefill.
 """
 
 from __future__ import annotations
@@ -31,15 +31,21 @@ from workloads.timed_calls import TimedCall
 
 Floats = npt.NDArray[np.float64]
 FEWEST_CALLS = 20
+_ROUNDS = 4
+"""Fits, each with the errors taken relative to what the one before predicted; the predictions settle after two or three."""
+
 _OUTLIER = 6.0
-"""Rows further off than this many times the median error are left out of a second fit: a machine that paused measures itself."""
+"""Rows further off than this many times the median error are left out of the next fit: a machine that paused measures itself."""
+
+_LEAST_SHARE = 0.01
+"""No row counts as if it took less than this share of the median: a term that came out as nothing would make it count alone."""
 
 _SAME_MOMENT_S = 1.0
 """Two iterations hardly ever take the same time to the last bit; this far apart they are two even then."""
 
 
 class TermError(NamedTuple):
-    """How well a fitted part predicts what was measured: relative errors over `samples`."""
+    """How far `samples` measurements are from what a fitted part predicts, relative to that."""
 
     median: float
     p95: float
@@ -83,7 +89,7 @@ def fit_step_times(loads: Sequence[Sequence[TimedCall]], alone: Sequence[TimedCa
         )
     prefill_rows = np.vstack([_prefill_rows(load) for load in columns])
     decode_rows = np.vstack([_decode_rows(load) for load in columns])
-    decode_rows = decode_rows[(decode_rows[:, 0] > 0) & (decode_rows[:, -1] > 0)]
+    decode_rows = decode_rows[decode_rows[:, 0] > 0]
     if not len(decode_rows):
         raise InputError("calibration", "no answer is longer than a token", "Use prompts with longer answers")
     prefill, prefill_error = _solve(prefill_rows)
@@ -176,20 +182,25 @@ def _own_cache(prompt_tokens: Floats, steps: Floats) -> Floats:
 
 
 def _solve(rows: Floats) -> tuple[list[float], TermError]:
-    """Coefficients for all columns but the last, which they predict; without outliers at the second try."""
+    """Coefficients for all columns but the last, which they predict; without outliers at the last try.
+
+    Errors are relative to the prediction; the first try, which has none yet, is plain least squares. Relative to what was
+    measured they would favour rows that chance, or taking off the prefills in between, made short: times would come out too low.
+    """
     terms, seconds = rows[:, :-1], rows[:, -1]
-    coefficients = _nnls(terms, seconds)
-    off = np.abs(terms @ coefficients / seconds - 1.0)
-    kept = off <= _OUTLIER * np.median(off) + 1e-9
-    coefficients = _nnls(terms[kept], seconds[kept])
-    predicted = terms @ coefficients
-    off = np.abs(predicted / seconds - 1.0)
-    bias = float(predicted.sum() / seconds.sum() - 1.0)
+    expected_s, kept = np.ones_like(seconds), np.ones(seconds.size, dtype=np.bool_)
+    for _ in range(_ROUNDS):
+        coefficients = _nnls(terms[kept], seconds[kept], expected_s[kept])
+        predicted_s = terms @ coefficients
+        expected_s = np.maximum(predicted_s, _LEAST_SHARE * np.median(predicted_s) + 1e-12)
+        off = np.abs(seconds / expected_s - 1.0)
+        kept = off <= _OUTLIER * np.median(off) + 1e-9
+    bias = float(predicted_s.sum() / seconds.sum() - 1.0)
     return coefficients.tolist(), TermError(float(np.median(off)), float(np.quantile(off, 0.95)), bias, len(rows))
 
 
-def _nnls(terms: Floats, seconds: Floats) -> Floats:
-    relative = terms / seconds[:, None]
+def _nnls(terms: Floats, seconds: Floats, expected_s: Floats) -> Floats:
+    relative = terms / expected_s[:, None]
     scale = np.maximum(np.abs(relative).max(axis=0), 1e-300)  # columns differ by orders of magnitude
-    coefficients: Floats = nnls(relative / scale, np.ones(seconds.size))[0] / scale
+    coefficients: Floats = nnls(relative / scale, seconds / expected_s)[0] / scale
     return coefficients

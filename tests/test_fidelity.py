@@ -105,6 +105,19 @@ def test_calibration_recovers_the_true_step_times():
     assert found.fit.decode.median < 0.05
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_noise_does_not_make_the_system_look_faster(seed: int):
+    """With 15 % of noise prefill comes out within 3 % and decoding in a half-full batch within 5 %, neither one low in sum."""
+    system, asked = SimulatedSystem(WORLD, "edge", TRUE, noise=0.15), subject()
+    rng = np.random.default_rng(seed)
+    fit = fit_grid(measure(system, asked.calibration, grid(MAX_BATCH), seconds=6.0, rng=rng, warm_up=False))
+    for tokens in (30, 100, 190):
+        assert fit.times.prefill_s(tokens) == pytest.approx(TRUE.prefill_s(tokens), rel=0.03)
+    assert fit.times.decode_step_s(3, 450) == pytest.approx(TRUE.decode_step_s(3, 450), rel=0.05)
+    assert fit.prefill.bias > -0.02
+    assert fit.decode.bias > -0.02
+
+
 def test_what_a_call_costs_the_engine_besides_its_iterations_is_found():
     """Where every newcomer stops the others for 3 ms that no prefill time reports, the fit charges those to its prompt."""
     hidden_s = 0.003
