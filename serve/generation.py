@@ -19,12 +19,14 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 class Sampling:
     """How the next token is chosen: greedily at `temperature` 0, else drawn from the `top_p` nucleus.
 
-    A request's draws come from its own `seed`, so that its answer depends on no other request.
+    A request's draws come from its own `seed`, so that its answer depends on no other request. With `ignore_end` a hosted model
+    goes on past the end of its turn until the answer is as long as it may be: work of a known size, for measurements.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    ignore_end: bool = False
 
     def __post_init__(self) -> None:
         _number("temperature", self.temperature, 0.0, 2.0)

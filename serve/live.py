@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from serve.app import deployed
-from serve.backend import RayServeBackend
+from serve.backend import GREEDY, RayServeBackend
 from serve.cluster import check_address
 from serve.deployments import TierDeployment
+from serve.generation import Sampling
 from serve.nodes.local_cluster import LocalCluster, started_cluster
 from workloads.errors import InputError
 
@@ -27,6 +28,7 @@ def open_backend(
     address: str | None = None,
     local_nodes: tuple[int, int] = (2, 1),
     *,
+    sampling: Sampling | None = GREEDY,
     retries: int = 0,
     timeout_s: float = 600.0,
 ) -> Iterator[RayServeBackend]:
@@ -34,13 +36,14 @@ def open_backend(
 
     Without an address a local cluster of `local_nodes` = (edge nodes, cloud nodes) is started and ended with the block; on the
     cluster at an address only the run's own applications are, so that several runs can share it. Raises InputError for an
-    address where no cluster answers and for whatever `deploy` finds wrong; `timeout_s` is for all replicas to be up.
+    address where no cluster answers and for whatever `deploy` finds wrong. `sampling` is every call's; `timeout_s` is for all
+    replicas to be up.
     """
     app_name = f"isthmus-{secrets.token_hex(4)}"
     with (
         connected(address, local_nodes),
         deployed(tiers, app_name=app_name, timeout_s=timeout_s) as clients,
-        RayServeBackend(clients, retries=retries) as backend,
+        RayServeBackend(clients, sampling=sampling, retries=retries) as backend,
     ):
         yield backend
 

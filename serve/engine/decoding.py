@@ -26,7 +26,8 @@ class Row:
     )  # fmt: skip
 
     def __init__(self, prompt: Sequence[int], limit: int, sampling: Sampling, ends: frozenset[int]) -> None:
-        self.prompt, self.limit, self.sampling, self.ends = prompt, limit, sampling, ends
+        self.prompt, self.limit, self.sampling = prompt, limit, sampling
+        self.ends = frozenset[int]() if sampling.ignore_end else ends
         self.started_s = self.prefilled_s = self.decoded_s = 0.0
         self.restart()
 

@@ -88,6 +88,18 @@ def test_seconds_and_reasons_are_measured() -> None:
     assert answers[0].text.startswith(cut.text.rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
+def test_a_measurement_can_ask_for_answers_of_a_known_length() -> None:
+    """A model that ends its turn goes on to the limit where the end is to be ignored, with the same tokens up to there."""
+    slm = model()
+    asked = [ask(f"question {n}") for n in range(12)]
+    ended = slm.generate(asked, 150)
+    whole = slm.generate(asked, 150, Sampling(ignore_end=True))
+    assert "stop" in {answer.finish_reason for answer in ended}
+    for short, long in zip(ended, whole, strict=True):
+        assert (long.completion_tokens, long.finish_reason) == (150, "length")
+        assert long.text.startswith(short.text.rstrip("\N{REPLACEMENT CHARACTER}"))
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_an_answer_ends_where_the_context_does(architecture: str) -> None:
     """Prompt and answer fill the context to its last position, which learned positions would not survive to overstep."""
