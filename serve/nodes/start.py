@@ -21,7 +21,7 @@ TIER_LABEL = "isthmus-tier"
 """Ray node label whose value is `edge` or `cloud`; the custom resource `isthmus_edge` or `isthmus_cloud` says the same."""
 TIER_UNITS = 1000
 """Units of that custom resource on a node; what is placed by it asks for a few of them, or a fraction."""
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OBJECT_STORE_BYTES = 200_000_000
 START_S = 180.0
 _POLL_S = 0.1
