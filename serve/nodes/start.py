@@ -31,6 +31,13 @@ _LONGEST_TEMP = 24  # characters; Ray adds about 70 to a node's folder, and a so
 _OTHER_CLUSTER = re.compile(
     r"RAY_(ADDRESS|NAMESPACE|TMPDIR|START_HOOK|(AUTH|GCS|JOB|NODE|OVERRIDE|RAYLET|REDIS|RUNTIME_ENV|SESSION)\w*)"
 )
+_OF_A_NODE = {
+    # Replicas are what a run waits for: at Ray's 15 whatever else computes on the machine takes 97 % of a core from them.
+    "RAY_worker_niceness": "0",
+    # The whole cluster ends, so nobody takes over what is drained; Serve's controller would be waited for in vain.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+"""What a node's processes have unless the user's environment says otherwise."""
 _COLOUR = re.compile(r"\x1b\[\d+m")
 
 
@@ -113,7 +120,7 @@ def _environment(state: ClusterState) -> dict[str, str]:
     """The user's environment without settings for another cluster, with the token; workers find the checkout by PYTHONPATH."""
     kept = {name: value for name, value in os.environ.items() if not _OTHER_CLUSTER.fullmatch(name)}
     paths = [str(ROOT), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, **state.environment, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**_OF_A_NODE, **kept, **state.environment, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 class NodeTooSlow(InputError):
