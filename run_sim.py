@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,11 +14,14 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from serve.nodes.commands import cluster
+from sim.commands import commands
 from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
     from serve.deployments import TierDeployment
     from sim.experiment import OpenLive
+    from sim.fidelity_run import LiveTier, OnCell, OpenTier
+    from sim.fidelity_subject import Subject
     from sim.loading import LoadedScenario
     from sim.scenario import Scenario
     from workloads.backend import InferenceBackend
@@ -33,6 +37,10 @@ Settings = Annotated[
 ClusterAddress = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use: auto, or host:port.")
 ]
+MeasuredTier = Annotated[
+    str | None, typer.Option("--tier", metavar="NAME", help="Tier to measure, if several are live.")
+]
+CellSeconds = Annotated[float, typer.Option(help="Seconds for each combination of callers, prompts and answers.")]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.")]
 
 
@@ -48,7 +56,8 @@ class Commands(TyperGroup):
             console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True, emoji=False)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            console.print("interrupted: what is finished is kept; the same command goes on from here")
+            kept = ": what is finished is kept; the same command goes on from here"
+            console.print(f"interrupted{kept if ctx.invoked_subcommand in ('run', 'record') else ''}")
             raise typer.Exit(130) from None
 
 
@@ -60,19 +69,43 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=__doc__,
 )
+app.add_typer(commands)
 app.add_typer(cluster, name="cluster")
 
 
-def live_models(loaded: LoadedScenario, address: str | None) -> OpenLive:
-    """What brings up a scenario's live models on Ray Serve, on the cluster at an address or a local one."""
+def live_models(loaded: LoadedScenario, address: str | None, *, ignore_end: bool = False) -> OpenLive:
+    """What brings up a scenario's live models on Ray Serve, on the cluster at an address or a local one.
+
+    With `ignore_end` every answer is as long as it may be.
+    """
 
     def open_live(scenario: Scenario) -> AbstractContextManager[InferenceBackend]:
+        from serve.generation import Sampling
         from serve.live import open_backend
 
-        nodes = scenario.inference.local_cluster
-        return open_backend(deployments(scenario, loaded.path), address, (nodes.edge, nodes.cloud))
+        nodes, sampling = scenario.inference.local_cluster, Sampling(ignore_end=ignore_end)
+        return open_backend(deployments(scenario, loaded.path), address, (nodes.edge, nodes.cloud), sampling=sampling)
 
     return open_live
+
+
+def measured_tier(loaded: LoadedScenario, address: str | None) -> OpenTier:
+    """What brings up the tier that is measured, alone, with a load generator and the grid of the calibration."""
+
+    @contextmanager
+    def open_tier(subject: Subject, cell_s: float, on_cell: OnCell) -> Iterator[LiveTier]:
+        from serve.calibration import grid, measure
+        from serve.load import LoadGenerator
+        from sim.fidelity_run import LiveTier
+
+        cells, rng = grid(subject.spec.max_batch), subject.rng("calibration")
+        # Single calls ask for answers of drawn lengths, which a model that ends its turn would cut short.
+        with live_models(loaded, address, ignore_end=not subject.whole_runs)(subject.alone) as backend:
+            system = LoadGenerator(backend, subject.model_name)
+            asked = partial(measure, system, subject.calibration, cells, seconds=cell_s, rng=rng, on_cell=on_cell)
+            yield LiveTier(system, lambda first: asked(warm_up=first), len(cells))
+
+    return open_tier
 
 
 def deployments(scenario: Scenario, path: Path) -> dict[str, TierDeployment]:
@@ -184,6 +217,67 @@ def serve(
 
 
 @app.command()
+def calibrate(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    tier: MeasuredTier = None,
+    passes: Annotated[int, typer.Option(min=1, help="Times every combination is measured.")] = 2,
+    cell_seconds: CellSeconds = 3.0,
+    address: ClusterAddress = None,
+) -> None:
+    """Measure a tier's live model over batch and prompt sizes, and print its step times as lines for a scenario.
+
+    How well they fit is in the comments above the lines.
+    """
+    from sim.fidelity import Plan
+    from sim.fidelity_report import calibration_text
+    from sim.fidelity_run import calibrate as calibrate_tier
+    from sim.loading import load_scenario
+
+    loaded = load_scenario(scenario, settings or [])
+    plan = Plan(runs=passes, cell_s=cell_seconds)
+    subject, found = calibrate_tier(loaded, tier, plan, measured_tier(loaded, address), console)
+    print(calibration_text(subject, found), end="")
+
+
+@app.command()
+def fidelity(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    tier: MeasuredTier = None,
+    load: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SHARE", help="Of capacity; repeatable; default: 0.3, 0.6 and 0.85."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs at each load.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Seconds that requests arrive in a run.")] = 20.0,
+    cell_seconds: CellSeconds = 3.0,
+    whole_runs: Annotated[bool, typer.Option("--whole-runs", help="Requests are the agent's whole runs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, run by run, as JSON.")] = False,
+    address: ClusterAddress = None,
+) -> None:
+    """Compare simulated with measured times: a tier's live model and its simulation under the same requests.
+
+    The model is calibrated and its capacity measured; then requests arrive at shares of that, over the links' real delays.
+    """
+    from sim.fidelity import LOADS, Plan
+    from sim.fidelity_report import fidelity_json, fidelity_table, fidelity_text
+    from sim.fidelity_run import compare
+    from sim.loading import load_scenario
+
+    loaded = load_scenario(scenario, settings or [])
+    plan = Plan(tuple(load or LOADS), runs, seconds, cell_seconds)
+    found = compare(loaded, tier, plan, measured_tier(loaded, address), console, whole_runs=whole_runs)
+    if as_json:
+        print(json.dumps(fidelity_json(found), indent=1, allow_nan=False))
+        return
+    title, notes = fidelity_text(found)
+    print(title)
+    Console().print(fidelity_table(found))
+    print("\n".join(notes))
+
+
+@app.command()
 def validate(scenario: ScenarioFile, settings: Settings = None) -> None:
     """Check a scenario, everything it names and every point of its sweep, without running it."""
     from sim.cells import expand_cells
@@ -195,82 +289,6 @@ def validate(scenario: ScenarioFile, settings: Settings = None) -> None:
     store = RunStore(RESULTS, loaded, cells)
     requests = sum(cell.scenario.workload.requests for cell in cells)
     print(f"{scenario}: valid. {len(cells)} cells, {requests:,} requests, run id {store.run_id}")
-
-
-@app.command()
-def schema() -> None:
-    """Print the scenario's JSON Schema: every field with its type, default and meaning."""
-    from sim.scenario import Scenario
-
-    print(json.dumps(Scenario.model_json_schema(), indent=1))
-
-
-@app.command()
-def frontier(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Result folders, e.g. results/quickstart/latest.")
-    ],
-    x: Annotated[str, typer.Option(help="Field of summary.json on the x axis.")] = "cost_usd",
-    y: Annotated[str, typer.Option(help="Field of summary.json on the y axis.")] = "accuracy",
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Figure to write (.png, .svg or .pdf).")] = Path(
-        "frontier.png"
-    ),
-) -> None:
-    """Draw any two summary fields of one or several runs against each other, and print the points nothing else beats."""
-    from sim.comparison import draw_frontier
-
-    table = draw_frontier(results, x, y, out)
-    Console().print(table)
-    print(f"figure: {out}")
-
-
-@app.command()
-def compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="Result folder, or folder:policy.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Result folder, or folder:policy.")],
-) -> None:
-    """Paired differences A - B with 95 % intervals: request by request where task and seed agree."""
-    from sim.comparison import compare_runs
-
-    Console().print(compare_runs(a, b))
-
-
-@app.command()
-def fit(
-    measurements: Annotated[
-        Path, typer.Argument(metavar="FILE", help="llmperf calls (.json) or a latency matrix (.csv).")
-    ],
-    source: Annotated[
-        str | None, typer.Option("--from", metavar="REGION", help="Latency matrix: where the user is.")
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option("--to", metavar="REGION", help="Latency matrix: where the model is.")
-    ] = None,
-) -> None:
-    """Turn measurements into lines for a scenario: an endpoint profile, or the delay between two cloud regions."""
-    from sim.fitting import delay_from_matrix, endpoint_from_calls
-    from sim.loading import dump_yaml
-
-    if measurements.suffix == ".csv":
-        print(f"propagation_s: {delay_from_matrix(measurements, source, target):.6g}")
-        return
-    profile, notes = endpoint_from_calls(measurements)
-    for note in notes:
-        print(f"# {note}")
-    print(dump_yaml({"endpoint": profile.model_dump()}), end="")
-
-
-@app.command("list")
-def list_names(
-    kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND]", help="policies, readers, or a kind of profile.")
-    ] = None,
-) -> None:
-    """List the names a scenario can use: policies with their options, profiles with their sources, readers."""
-    from sim.tables import name_tables
-
-    for table in name_tables(kind):
-        Console().print(table)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,19 @@ the runs that are compared.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.draws import component_rng
-from sim.scenario import TEXT_TASKS, Scenario
+from sim.fidelity_subject import Subject
 from sim.step_fit import StepFit, fit_step_times
-from sim.text_tasks import text_tasks
-from sim.tier import TraceLoader
 from sim.twin import LinkDelays, Twin, TwinTimes
-from sim.workload import load_trace
-from workloads import arrivals
 from workloads.agent import Agent
-from workloads.call_mix import CallMix, full_callers, single_call, whole_runs
-from workloads.errors import InputError, suggest
+from workloads.call_mix import full_callers
+from workloads.errors import InputError
 from workloads.task import Task
 from workloads.timed_calls import Measurement, TimedRequest, all_calls
 
@@ -33,9 +28,12 @@ Floats = npt.NDArray[np.float64]
 Delay = Callable[[bool, int, int, float], float]
 Measure = Callable[[bool], Sequence[Measurement]]
 """One pass over the calibration's grid, warming the system up first if told so."""
+LOADS = (0.3, 0.6, 0.85)
+"""Shares of capacity: mostly alone, half full, and where a line forms."""
 _WARM_SHARE = 0.1
 """Requests due in this first share of a run load the system but are left out of the percentiles, measured and simulated."""
 _FEWEST_REQUESTS = 20
+_TIMES_OVER = 3
 
 
 class System(Protocol):
@@ -52,80 +50,23 @@ class System(Protocol):
         ...
 
 
-class Subject(NamedTuple):
-    """What is compared: a tier, and what it is asked. Calibration and comparison draw from different tasks."""
+class Plan(NamedTuple):
+    """How much is measured: shares of capacity, runs of each, how long each run's arrivals last, and a cell of the grid."""
 
-    scenario: Scenario
-    tier: str
-    calibration: CallMix
-    comparison: CallMix
-    load_trace: TraceLoader
-    whole_runs: bool = False
-    """Requests are the agent's whole runs instead of single calls."""
-
-    @property
-    def alone(self) -> Scenario:
-        """The scenario with this tier only: what is to be deployed."""
-        return self.scenario.model_copy(update={"tiers": {self.tier: self.scenario.tiers[self.tier]}})
-
-    @property
-    def model_name(self) -> str:
-        """The name a backend knows the tier's model by."""
-        return self.scenario.tiers[self.tier].model_name or self.tier
-
-    @property
-    def agent(self) -> Agent:
-        """Who runs the comparison's requests."""
-        return self.comparison.agent if self.whole_runs else single_call
-
-    @property
-    def seed(self) -> int:
-        """The scenario's first seed."""
-        return self.scenario.seeds[0]
-
-    def requests(self, mix: CallMix, count: int, rng: np.random.Generator) -> list[Task]:
-        """Requests of the kind that is compared."""
-        return whole_runs(mix.tasks, count, rng) if self.whole_runs else mix.draw(count, rng)
-
-
-def subject_of(
-    scenario: Scenario, scenario_path: Path, tier: str | None = None, *, whole_runs: bool = False
-) -> Subject:
-    """What is measured of a scenario: one tier with a model of its own, asked the scenario's tasks.
-
-    Without `tier` the only one that is served. Raises InputError for a tier that cannot be measured.
-    """
-    served = [name for name, spec in scenario.tiers.items() if spec.serve is not None]
-    name = tier or (served[0] if len(served) == 1 else None)
-    if name is None or name not in scenario.tiers:
-        problem = f"no tier {tier!r}" if tier else f"{len(served)} tiers are served"
-        raise InputError("--tier", problem, suggest(tier or "", served))
-    spec = scenario.tiers[name]
-    if spec.serve is None or spec.serve.source is None:
-        raise InputError(
-            f"field tiers.{name}.serve", "names no model of our own", "Give it a source; APIs are not measured"
-        )
-    if spec.replicas != 1 or spec.serve.max_replicas not in (None, 1):
-        remedy = f"Measure one: --set tiers.{name}.replicas=1 --set tiers.{name}.serve.max_replicas=null"
-        raise InputError(f"field tiers.{name}.replicas", "nobody knows which of several replicas answered", remedy)
-    if scenario.workload.tasks.kind not in TEXT_TASKS:
-        remedy = f"Use tasks of a kind with text: {', '.join(TEXT_TASKS)}"
-        raise InputError("field workload.tasks.kind", f"{scenario.workload.tasks.kind!r} asks no text", remedy)
-    tasks, agent = text_tasks(scenario, scenario_path)
-    if len(tasks) < 2:
-        raise InputError(
-            "field workload.tasks", "holds one task only", "Calibration and comparison need tasks of their own"
-        )
-    mixes = [CallMix(tasks[half::2], agent, spec.serve.max_tokens) for half in (0, 1)]
-    return Subject(scenario, name, mixes[0], mixes[1], lambda file: load_trace(file, scenario_path), whole_runs)
-
-
-class Settings(NamedTuple):
-    """How much is measured: shares of capacity, runs of each, and how long each run's arrivals last."""
-
-    loads: tuple[float, ...] = (0.3, 0.6, 0.85)
+    loads: tuple[float, ...] = LOADS
     runs: int = 3
-    seconds: float = 12.0
+    seconds: float = 20.0
+    cell_s: float = 3.0
+
+    def check(self) -> None:
+        """Raise InputError for what cannot be measured."""
+        for load in self.loads:
+            if not 0.0 < load < 1.0:
+                remedy = "Allowed: a share of capacity above 0 and below 1; beyond it the line grows for as long as the load lasts"
+                raise InputError(f"--load {load:g}", "not a load that a system stands", remedy)
+        for option, seconds in (("--seconds", self.seconds), ("--cell-seconds", self.cell_s)):
+            if not 0.0 < seconds < math.inf:
+                raise InputError(f"{option} {seconds:g}", "not a length of time", "Allowed: seconds above 0")
 
 
 class Figures(NamedTuple):
@@ -163,17 +104,20 @@ class Check(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """Fitted step times, and how well they simulate the runs they were fitted to."""
+    """Fitted step times, how well they simulate the runs they were fitted to, and the calls of those runs."""
 
     fit: StepFit
     checks: tuple[Check, ...]
+    answered: int
+    failed: int
 
 
 class Fidelity(NamedTuple):
-    """Everything `fidelity` found out; comparisons in the order of their loads."""
+    """Everything `fidelity` found out; comparisons in the order of their loads. Capacity was measured apart from the grid."""
 
     subject: Subject
-    capacity_per_s: float
+    plan: Plan
+    capacity: Check
     calibration: Calibration
     comparisons: tuple[Comparison, ...]
 
@@ -182,14 +126,16 @@ def run_calibration(subject: Subject, measure: Measure, repeats: int, say: Calla
     """Measure the grid several times and fit the tier's step times."""
     grid: list[Measurement] = []
     for repeat in range(repeats):
-        say(f"measuring the grid, {repeat + 1} of {repeats}")
+        say(f"calibrating, pass {repeat + 1} of {repeats}")
         grid += measure(repeat == 0)
     return _calibration(subject, grid)
 
 
 def _calibration(subject: Subject, grid: Sequence[Measurement]) -> Calibration:
     fit = fit_grid(grid)
-    return Calibration(fit, tuple(checked(grid, _twin(subject, fit))))
+    requests = [request for measurement in grid for request in measurement.requests]
+    failed = sum(bool(request.failure) for request in requests)
+    return Calibration(fit, tuple(checked(grid, _twin(subject, fit))), len(requests) - failed, failed)
 
 
 def _twin(subject: Subject, fit: StepFit) -> Twin:
@@ -197,32 +143,36 @@ def _twin(subject: Subject, fit: StepFit) -> Twin:
 
 
 def run_fidelity(
-    subject: Subject, system: System, measure: Measure, settings: Settings, say: Callable[[str], None]
-) -> Fidelity:
+    subject: Subject, system: System, measure: Measure, plan: Plan, say: Callable[[str], None],
+    advance: Callable[[float], None] = lambda seconds: None,
+) -> Fidelity:  # fmt: skip
     """Measure capacity, calibrate, load the real system, and simulate the same.
 
     The calibration is repeated between the rounds of runs, so that a machine whose speed drifts is measured as it was on average.
+    `advance` is told of the seconds measured outside the calibration.
     """
-    rng = component_rng(subject.seed, "fidelity")
-    say("warming up, measuring the grid of the calibration")
-    grid = list(measure(True))
-    capacity_per_s = _capacity_per_s(subject, system, settings.seconds, rng)
-    say(f"capacity: {capacity_per_s:.2f} requests/s")
     delays = LinkDelays(subject.scenario, subject.tier, subject.seed, subject.load_trace)
+    rng = subject.rng("fidelity")
+    say("warming up, calibrating")
+    grid = list(measure(True))
+    say("measuring capacity")
+    capacity = _capacity(subject, system, plan.seconds, rng)
+    advance(plan.seconds)
     ran = []
-    for run in range(settings.runs):
-        for load in rng.permutation(settings.loads).tolist():
-            say(f"run {run + 1} of {settings.runs} at {load:.0%}")
-            ran.append(_drive(subject, system, delays, load, load * capacity_per_s, settings.seconds, rng))
-        if run + 1 < settings.runs:
-            say("measuring the grid again")
+    for run in range(plan.runs):
+        for load in rng.permutation(plan.loads).tolist():
+            say(f"run {run + 1} of {plan.runs}, load {load:.0%}")
+            ran.append(_drive(subject, system, delays, load, load * capacity.per_s(), plan.seconds, rng))
+            advance(plan.seconds)
+        if run + 1 < plan.runs:
+            say("calibrating again")
             grid += measure(False)
     say("simulating the same")
     calibration = _calibration(subject, grid)
     twin = _twin(subject, calibration.fit)
     compared = [_compare(load, rate, measured, twin.open_loop(measured)) for load, rate, measured in ran]
     compared.sort(key=lambda comparison: comparison.load)
-    return Fidelity(subject, capacity_per_s, calibration, tuple(compared))
+    return Fidelity(subject, plan, checked([capacity], twin)[0], calibration, tuple(compared))
 
 
 def fit_grid(grid: Sequence[Measurement]) -> StepFit:
@@ -233,29 +183,31 @@ def fit_grid(grid: Sequence[Measurement]) -> StepFit:
 
 
 def checked(grid: Sequence[Measurement], twin: Twin) -> list[Check]:
-    """Completions per second of the calibration's runs, measured and simulated, added up for each number of callers."""
+    """Completions per second of closed-loop runs, measured and simulated, added up for each number of callers.
+
+    The twin's callers ask the same requests several times over, so that a twin that is too fast does not run out of them.
+    """
     sums: dict[int, list[float]] = {}
     for measurement in grid:
-        requests = [request for request in measurement.requests if not request.failure]
-        ended_s = twin.closed_loop(requests, measurement.callers).ended_s
-        simulated = [request._replace(ended_s=end) for request, end in zip(requests, ended_s.tolist(), strict=True)]
+        asked = _TIMES_OVER * [request for request in measurement.requests if not request.failure]
+        ended_s = twin.closed_loop(asked, measurement.callers).ended_s if asked else np.empty(0)
+        simulated = [request._replace(ended_s=end) for request, end in zip(asked, ended_s.tolist(), strict=True)]
         total = sums.setdefault(measurement.callers, [0.0, 0.0, 0.0])
         rates = measurement.per_s(), measurement._replace(requests=tuple(simulated)).per_s(), 1.0
         sums[measurement.callers] = [a + b for a, b in zip(total, rates, strict=True)]
     return [Check(callers, a / n, b / n) for callers, (a, b, n) in sorted(sums.items())]
 
 
-def _capacity_per_s(subject: Subject, system: System, seconds: float, rng: np.random.Generator) -> float:
-    """Requests per second with more callers than a full batch holds."""
-    tier = subject.scenario.tiers[subject.tier]
-    callers = full_callers(tier.max_batch)
+def _capacity(subject: Subject, system: System, seconds: float, rng: np.random.Generator) -> Measurement:
+    """More callers than a full batch holds."""
+    callers = full_callers(subject.spec.max_batch)
     requests = subject.requests(subject.calibration, 64 * callers, rng)
     measurement = Measurement(callers, seconds, tuple(system.closed_loop(requests, subject.agent, callers, seconds)))
     if not measurement.per_s() > 0.0:
         reason = next((request.failure for request in measurement.requests if request.failure), "too slow")
         problem = f"no request was completed within {seconds:g} s ({reason})"
         raise InputError(f"tier {subject.tier!r}", problem, "See that the model answers, or measure for longer")
-    return measurement.per_s()
+    return measurement
 
 
 _Ran = tuple[float, float, list[TimedRequest]]
@@ -266,7 +218,8 @@ def _drive(
 ) -> _Ran:  # fmt: skip
     count = max(_FEWEST_REQUESTS, round(rate_per_s * seconds))
     requests = subject.requests(subject.comparison, count, rng)
-    due_s = arrivals.poisson(count, rate_per_s, rng)
+    # Poisson arrivals, given how many there are in the run's time: a short run then has the load it is said to have.
+    due_s = np.sort(rng.random(count)) * (count / rate_per_s)
     return load, rate_per_s, system.open_loop(requests, subject.agent, due_s.tolist(), delays)
 
 

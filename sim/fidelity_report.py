@@ -11,7 +11,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from sim.fidelity import Calibration, Comparison, Fidelity, Figures, medians
+from sim.fidelity import Calibration, Check, Comparison, Fidelity, Figures, medians
+from sim.fidelity_subject import Subject
+from sim.loading import dump_yaml
 from sim.profiles import StepTimesProfile
 from sim.step_fit import StepFit, TermError
 from sim.tables import add_plain_row
@@ -19,27 +21,42 @@ from sim.tables import add_plain_row
 DIGITS = 4
 """Significant digits of printed step times: more than any measurement holds."""
 
+_FIGURES = {"throughput_per_s": ("throughput, /s", 1.0, 2), "p50_s": ("p50, ms", 1e3, 0), "p95_s": ("p95, ms", 1e3, 0)}
+"""Field of `Figures` -> heading, factor, digits."""
+
 
 def step_times_fields(fit: StepFit) -> dict[str, float]:
     """The fitted times under the names a scenario's `device.step_times` has."""
     return {name: float(f"{getattr(fit.times, name):.{DIGITS}g}") for name in StepTimesProfile.model_fields}
 
 
+def calibration_text(subject: Subject, calibration: Calibration) -> str:
+    """YAML that a scenario takes as it is, with what to know of the fit as comments."""
+    title = f"tier {subject.tier}: {subject.source}, up to {subject.spec.max_batch} calls in a batch"
+    notes = [title, *calibration_notes(calibration)]
+    fields = {"tiers": {subject.tier: {"device": {"step_times": step_times_fields(calibration.fit)}}}}
+    return "".join(f"# {note}\n" for note in notes) + dump_yaml(fields)
+
+
 def calibration_notes(calibration: Calibration) -> list[str]:
     """What to know of a fit, one line each."""
     fit = calibration.fit
     notes = [
-        _term("prefill iterations", fit.prefill),
-        _term("decoding of an answer", fit.decode),
-        f"overhead of a call alone: median {fit.times.call_overhead_s * 1e3:.1f} ms, p95 {fit.overhead_p95_s * 1e3:.1f} ms "
-        f"of {fit.overhead_samples}",
-        f"{fit.join_s * 1e3:.2f} ms of prefill_s_per_prompt are what a call costs the engine besides its iterations",
+        f"fitted to {calibration.answered:,} calls; {calibration.failed:,} more failed",
+        _term("error of a prefill iteration", fit.prefill),
+        _term("error of an answer's decoding", fit.decode),
+        f"overhead of a call that is alone: median {fit.times.call_overhead_s * 1e3:.1f} ms, "
+        f"p95 {fit.overhead_p95_s * 1e3:.1f} ms ({fit.overhead_samples:,} calls)",
+        f"prefill_s_per_prompt holds {fit.join_s * 1e3:.2f} ms that a call costs the engine besides its iterations",
+        "the measured runs simulated on these times, in calls/s:",
     ]
-    return notes + [
-        f"{check.callers} callers: {check.measured_per_s:.2f} calls/s measured, {check.simulated_per_s:.2f} simulated "
-        f"({_ratio(check.simulated_per_s, check.measured_per_s):+.1%})"
-        for check in calibration.checks
-    ]
+    return notes + [f"  {check.callers:>3} callers: {check_text(check)}" for check in calibration.checks]
+
+
+def check_text(check: Check) -> str:
+    """Measured and simulated rate of a closed loop."""
+    error = _ratio(check.simulated_per_s, check.measured_per_s)
+    return f"{check.measured_per_s:.2f} measured, {check.simulated_per_s:.2f} simulated ({error:+.1%})"
 
 
 def calibration_json(calibration: Calibration) -> dict[str, Any]:
@@ -50,6 +67,7 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
         "errors": {"prefill": fit.prefill._asdict(), "decode": fit.decode._asdict()},
         "overhead": {"median_s": fit.times.call_overhead_s, "p95_s": fit.overhead_p95_s, "samples": fit.overhead_samples},
         "join_s": fit.join_s,
+        "calls": {"answered": calibration.answered, "failed": calibration.failed},
         "checks": [check._asdict() for check in calibration.checks],
     })  # fmt: skip
     return values
@@ -60,9 +78,12 @@ def fidelity_json(found: Fidelity) -> dict[str, Any]:
     values: dict[str, Any] = _finite({
         "scenario": found.subject.scenario.name,
         "tier": found.subject.tier,
+        "model": found.subject.source,
+        "max_batch": found.subject.spec.max_batch,
         "seed": found.subject.seed,
         "requests": "whole runs of the agent" if found.subject.whole_runs else "single calls",
-        "capacity_per_s": found.capacity_per_s,
+        "plan": found.plan._asdict(),
+        "capacity": found.capacity._asdict(),
         "calibration": calibration_json(found.calibration),
         "loads": [_load_json(load, runs) for load, runs in by_load(found.comparisons)],
     })  # fmt: skip
@@ -70,30 +91,47 @@ def fidelity_json(found: Fidelity) -> dict[str, Any]:
 
 
 def fidelity_table(found: Fidelity) -> Table:
-    """One line per load: medians over its runs, and the errors as the median run has them."""
-    runs = max(len(runs) for _, runs in by_load(found.comparisons))
-    caption = (
-        f"medians of {runs} runs; errors: simulated against measured in the median run (worst run); "
-        f"capacity {found.capacity_per_s:.2f} requests/s"
-    )
-    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, caption=caption)
-    table.add_column("load", justify="right")
-    for heading in ("offered /s", "requests", "failed"):
+    """Three lines per load, one for each figure: medians over the runs, the median of their errors, and the worst one."""
+    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("load", "offered /s", "requests", "failed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("throughput /s", "p50 ms", "p95 ms"):
-        table.add_column(heading, justify="right")
-        table.add_column("simulated", justify="right")
-        table.add_column("error %", justify="right")
-    table.add_column("late ms", justify="right")
-    for load, runs_at in by_load(found.comparisons):
-        measured, simulated = _of(runs_at, "measured"), _of(runs_at, "simulated")
-        cells = [f"{load:.0%}", f"{runs_at[0].offered_per_s:.2f}", sum(c.requests for c in runs_at), sum(c.failed for c in runs_at)]  # fmt: skip
-        for name, scale, digits in (("throughput_per_s", 1.0, 2), ("p50_s", 1e3, 0), ("p95_s", 1e3, 0)):
-            cells += [f"{getattr(figures, name) * scale:.{digits}f}" for figures in (measured, simulated)]
-            cells.append(_error(runs_at, name))
-        cells.append(f"{max(c.lateness_p99_s for c in runs_at) * 1e3:.1f}")
-        add_plain_row(table, *cells)
+    table.add_column("figure", no_wrap=True)
+    for heading in ("measured", "simulated", "error %", "worst %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for load, runs in by_load(found.comparisons):
+        measured, simulated = _of(runs, "measured"), _of(runs, "simulated")
+        first = (
+            f"{load:.0%}",
+            f"{runs[0].offered_per_s:.2f}",
+            sum(r.requests for r in runs),
+            sum(r.failed for r in runs),
+        )
+        for name, (figure, scale, digits) in _FIGURES.items():
+            values = [f"{getattr(figures, name) * scale:,.{digits}f}" for figures in (measured, simulated)]
+            errors = np.array([getattr(run.errors, name) for run in runs])
+            worst = errors[np.argmax(np.abs(errors))]
+            cells = first if name == "throughput_per_s" else ("",) * 4
+            add_plain_row(table, *cells, figure, *values, f"{100 * np.median(errors):+.1f}", f"{100 * worst:+.1f}")
+        table.add_section()
     return table
+
+
+def fidelity_text(found: Fidelity) -> tuple[str, list[str]]:
+    """What the table is about, and what to know when reading it, one line each."""
+    subject, fit, plan = found.subject, found.calibration.fit, found.plan
+    asked = "runs of the agent" if subject.whole_runs else "single calls"
+    links = " and ".join("-".join(link.between) for link in subject.scenario.route(subject.tier)) or "no link"
+    late_s = max(run.lateness_p99_s for run in found.comparisons)
+    title = f"tier {subject.tier}: {subject.source} on Ray Serve, open loop, {asked} over {links}"
+    return title, [
+        f"measured, simulated: medians of {plan.runs} runs of {plan.seconds:g} s; error: simulated over measured, less 1,",
+        "in the median run and in the worst",
+        f"capacity, {found.capacity.callers} callers in a closed loop, requests/s: {check_text(found.capacity)}",
+        f"calibration: {_term('error of a prefill iteration', fit.prefill)}",
+        f"             {_term('of an answer: decoding', fit.decode)}",
+        f"             overhead of a call {fit.times.call_overhead_s * 1e3:.1f} ms",
+        f"the load generator was late by at most {late_s * 1e3:.1f} ms (99th percentile)",
+    ]
 
 
 def by_load(comparisons: Sequence[Comparison]) -> list[tuple[float, list[Comparison]]]:
@@ -123,15 +161,9 @@ def _of(runs: Sequence[Comparison], name: str) -> Figures:
     return medians(getattr(run, name) for run in runs)
 
 
-def _error(runs: Sequence[Comparison], name: str) -> str:
-    errors = np.array([getattr(run.errors, name) for run in runs])
-    worst = errors[np.argmax(np.abs(errors))]
-    return f"{100 * np.median(errors):+.1f} ({100 * worst:+.1f})"
-
-
 def _term(name: str, error: TermError) -> str:
     return (
-        f"{name}: median error {error.median:.1%}, p95 {error.p95:.1%}, in sum {error.bias:+.1%} over {error.samples:,}"
+        f"{name}: median {error.median:.1%}, p95 {error.p95:.1%}, in sum {error.bias:+.1%} ({error.samples:,} measured)"
     )
 
 

@@ -22,7 +22,7 @@ from sim.tables import READERS
 from tests.bad_inputs import BASE, SCENARIO
 from tests.conftest import ROOT
 
-COMMANDS = ("run", "validate", "schema", "frontier", "compare", "list")
+COMMANDS = ("run", "calibrate", "fidelity", "validate", "schema", "frontier", "compare", "list")
 LINE_100 = BASE.replace("name: base", "name: base\ndescription: '[red]:100: [/nothing]'")
 """Text that rich would take for markup and symbols."""
 _TINY = LINE_100.replace("  - all-slm\n", "  - all-slm\n  - all-llm\n")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from serve.calibration import grid, measure
-from sim.fidelity import Fidelity, Settings, Subject, fit_grid, run_calibration, run_fidelity, subject_of
+from sim.fidelity import Fidelity, Plan, checked, fit_grid, run_calibration, run_fidelity
 from sim.fidelity_report import calibration_notes, fidelity_json, fidelity_table, step_times_fields
+from sim.fidelity_subject import Subject, subject_of
 from sim.loading import dump_yaml
 from sim.profiles import StepTimesProfile
 from sim.scenario import Scenario
@@ -20,7 +21,6 @@ from sim.step_times import StepTimes
 from sim.twin import LinkDelays, Twin
 from sim.workload import load_trace
 from tests.helpers import NOWHERE, device, link, load_text, scenario
-from tests.serve.ray_cluster import endless_model
 from tests.simulated_system import Delay, SimulatedSystem
 from workloads.agent import Agent, AgentRun
 from workloads.call_mix import CallMix
@@ -67,7 +67,7 @@ def compared(system: SimulatedSystem, *, whole_runs: bool = False, runs: int = 2
     def one_pass(first: bool) -> Sequence[Measurement]:
         return measure(system, asked.calibration, grid(MAX_BATCH), seconds=2.0, rng=rng, warm_up=first)
 
-    return run_fidelity(asked, system, one_pass, Settings(runs=runs, seconds=10.0), lambda text: None)
+    return run_fidelity(asked, system, one_pass, Plan(runs=runs, seconds=10.0), lambda text: None)
 
 
 @pytest.mark.parametrize("whole_runs", [False, True])
@@ -153,6 +153,38 @@ def test_the_twin_is_asked_exactly_what_the_real_system_was():
     assert twin.closed_loop(measured, 4).ended_s == pytest.approx([request.ended_s for request in closed], abs=1e-9)
 
 
+def test_a_twin_that_is_too_fast_is_found_out():
+    """Simulated twice as fast as it was measured, a closed loop completes twice as many calls, as callers never run out of them."""
+    system, asked = SimulatedSystem(WORLD, "edge", TRUE), subject()
+    cells = [cell for cell in grid(MAX_BATCH) if cell.callers in (1, 8)]
+    measured = measure(system, asked.calibration, cells, seconds=4.0, rng=np.random.default_rng(0), warm_up=False)
+    hasty = StepTimes(**{name: value and value / 2 for name, value in vars(TRUE).items()})
+    for check in checked(measured, Twin(WORLD, "edge", hasty, 1, asked.load_trace)):
+        assert check.simulated_per_s / check.measured_per_s == pytest.approx(2.0, rel=0.1)
+
+
+class Noted(SimulatedSystem):
+    """Keeps the arrival times it was given."""
+
+    def open_loop(
+        self, requests: Sequence[Task], agent: Agent, due_s: Sequence[float], delay_s: Delay | None = None
+    ) -> list[TimedRequest]:
+        """The requests."""
+        self.due_s = [*getattr(self, "due_s", []), due_s]
+        return super().open_loop(requests, agent, due_s, delay_s)
+
+
+def test_a_run_has_the_load_it_is_said_to_have():
+    """However short it is: as many requests as its rate says are due within its time, so that 85 % is not by chance 110 %."""
+    system = Noted(WORLD, "edge", TRUE)
+    found = compared(system, runs=1)
+    rates = {comparison.requests: comparison.offered_per_s for comparison in found.comparisons}
+    for due_s in system.due_s:
+        assert len(due_s) == max(20, round(10.0 * rates[len(due_s)]))
+        assert 0.0 < due_s[0] < due_s[-1] < len(due_s) / rates[len(due_s)]
+        assert list(due_s) == sorted(due_s)
+
+
 class Failing(SimulatedSystem):
     """Every fourth request fails, and its generator is a little late."""
 
@@ -180,6 +212,7 @@ def test_the_report_is_complete():
     values = json.loads(json.dumps(fidelity_json(found), allow_nan=False))
     assert (values["tier"], values["requests"], values["seed"]) == ("edge", "single calls", 1)
     assert [load["load"] for load in values["loads"]] == [0.3, 0.6, 0.85]
+    assert values["capacity"]["simulated_per_s"] == pytest.approx(values["capacity"]["measured_per_s"], rel=0.03)
     for load in values["loads"]:
         assert len(load["runs"]) == 2
         for name in ("measured", "simulated", "errors"):
@@ -187,12 +220,12 @@ def test_the_report_is_complete():
         errors = [run["simulated"]["p50_s"] / run["measured"]["p50_s"] - 1 for run in load["runs"]]
         assert load["errors"]["p50_s"] == pytest.approx(np.median(errors))
     assert {check["callers"] for check in values["calibration"]["checks"]} == {1, 2, 4, 6, 8}
-    assert fidelity_table(found).row_count == 3
+    assert fidelity_table(found).row_count == 9
     lines = dump_yaml({"step_times": step_times_fields(found.calibration.fit)})
     assert StepTimesProfile(**step_times_fields(found.calibration.fit)).decode_base_s == pytest.approx(0.0018, rel=0.1)
     assert "decode_base_s:" in lines
     notes = calibration_notes(found.calibration)
-    assert any(note.startswith("6 callers: ") for note in notes)
+    assert any(note.startswith("    6 callers: ") for note in notes)
 
 
 def test_injected_delays_are_those_of_the_simulated_links():
@@ -250,6 +283,8 @@ def test_calibration_and_comparison_ask_different_tasks(tmp_path: Path):
     found = subject_of(loaded.scenario, loaded.path, "edge")
     assert len(found.calibration.tasks) == len(found.comparison.tasks) == 5
     assert not {task.prompt for task in found.calibration.tasks} & {task.prompt for task in found.comparison.tasks}
+    for mix in (found.calibration, found.comparison):  # the families take turns in the task set
+        assert {task.family for task in mix.tasks} == {"hops", "sums"}
     assert list(found.alone.tiers) == ["edge"]
     assert found.model_name == "edge"
 
@@ -257,7 +292,7 @@ def test_calibration_and_comparison_ask_different_tasks(tmp_path: Path):
 @pytest.mark.parametrize(
     ("tier", "change", "says"),
     [
-        (None, (), "2 tiers are served. Allowed: cloud, edge"),
+        (None, (), "--tier: is missing, and 2 tiers have live models. Allowed: cloud, edge"),
         ("egde", (), "no tier 'egde'. Did you mean 'edge'?"),
         ("cloud", (), "tiers.cloud.serve: names no model of our own"),
         ("edge", ("tiers.edge.replicas=2",), "tiers.edge.replicas: nobody knows which of several replicas answered"),
@@ -282,49 +317,3 @@ def test_too_few_answers_are_no_calibration():
     untimed = call._replace(completion=call.completion._replace(prefill_s=float("nan")))
     with pytest.raises(InputError, match="without prefill and decode times"):
         fit_step_times([[untimed] * 30], [untimed])
-
-
-REAL = """
-name: real
-workload:
-  tasks: {{kind: pair, distinct_tasks: 20}}
-inference: {{backend: serve, local_cluster: {{edge: 1, cloud: 1}}}}
-tiers:
-  edge:
-    role: slm
-    model: {{kv_bytes_per_token: 0.0}}
-    device: {{memory_gbytes: 8.0, step_times: {{decode_base_s: 0.01}}}}
-    max_batch: 4
-    serve: {{source: {folder}, max_tokens: 40}}
-links:
-  - {{between: [home, edge], shared: false, link: {{up_mbps: 50.0, down_mbps: 50.0, propagation_s: 0.01}}}}
-policies: [all-slm]
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.timeout(900)
-def test_a_real_model_behind_ray_serve_is_compared(tmp_path: Path):
-    """Every call is answered at every load, the table is complete, and no figure is further off than a busy machine explains."""
-    from run_sim import live_models
-    from serve.load import LoadGenerator
-
-    folder = endless_model(tmp_path / "model")
-    loaded = load_text(tmp_path, REAL.format(folder=folder))
-    asked, rng = subject_of(loaded.scenario, loaded.path), np.random.default_rng(0)
-    with live_models(loaded, None)(asked.alone) as backend:
-        system = LoadGenerator(backend, asked.model_name)
-
-        def one_pass(first: bool) -> Sequence[Measurement]:
-            return measure(system, asked.calibration, grid(4), seconds=2.0, rng=rng, warm_up=first)
-
-        found = run_fidelity(asked, system, one_pass, Settings(runs=1, seconds=5.0), lambda text: None)
-    assert [comparison.load for comparison in found.comparisons] == [0.3, 0.6, 0.85]
-    for comparison in found.comparisons:
-        assert comparison.failed == 0
-        assert comparison.lateness_p99_s < comparison.measured.p95_s
-        for error in comparison.errors:
-            assert 1 / 5 < 1 + error < 5
-    assert fidelity_table(found).row_count == 3
-    assert json.dumps(fidelity_json(found), allow_nan=False)

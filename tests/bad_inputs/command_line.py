@@ -9,6 +9,28 @@ from tests.bad_inputs import BASE, SCENARIO, Case, command, setting
 _ROWS = [{"variant": "base", "policy": "all-slm", "family": "all-slm", "accuracy": 0.5, "cost_usd": None}]
 _RUN = {"run/manifest.json": "{}", "run/summary.json": json.dumps(_ROWS)}
 
+_LIVE = """\
+name: live
+workload:
+  tasks: {kind: pair, distinct_tasks: 4}
+inference: {backend: serve}
+tiers:
+  edge:
+    role: slm
+    model: {}
+    device: {memory_gbytes: 8.0, step_times: {decode_base_s: 0.01}}
+    serve: {source: pair/llm}
+links:
+  - {between: [home, edge], shared: false, link: {up_mbps: 50.0, down_mbps: 50.0, propagation_s: 0.01}}
+policies: [all-slm]
+"""
+
+
+def measuring(name: str, verb: str, *options: str, says: tuple[str, ...], scenario: str = _LIVE) -> Case:
+    """A command that measures a live model."""
+    return command(name, verb, "{here}/scenario.yaml", *options, says=says, files={SCENARIO: scenario})
+
+
 CASES: list[Case] = [
     setting("--set without =", "--set", "workload.requests", says=("--set workload.requests", "no '='", "path=value")),
     setting("--set without a path", "--set", "=5", says=("--set =5", "not a path")),
@@ -61,4 +83,23 @@ CASES: list[Case] = [
             files={"run/requests/00000.parquet": b"PAR1"}),
     command("compare with a broken run", "compare", "{here}/run", "{here}/run", says=("requests", "cannot be read", "Run the scenario again"),
             files={"run/requests/00000.parquet": b"PAR1", "run/manifest.json": "{}"}),
+    measuring("calibrate without a live tier", "calibrate", says=("field tiers", "no tier has a live model", "pair/llm"), scenario=BASE),
+    measuring("fidelity without a live tier", "fidelity", says=("field tiers", "no tier has a live model"), scenario=BASE),
+    measuring("calibrate of a tier that is none", "calibrate", "--tier", "egde", says=("--tier", "no tier 'egde'", "'edge'")),
+    measuring("calibrate of an unknown model", "calibrate", "--set", "tiers.edge.serve.source=pair/lmm",
+              says=("tiers.edge.serve.source", "'pair/lmm'", "Did you mean 'pair/slm' or 'pair/llm'")),
+    measuring("calibrate with no cluster there", "calibrate", "--address", "127.0.0.1:1",
+              says=("--address 127.0.0.1:1", "no Ray cluster answers")),
+    measuring("calibrate of no pass", "calibrate", "--passes", "0", says=("--passes", "greater than or equal to 1")),
+    measuring("calibrate in no time", "calibrate", "--cell-seconds", "0", says=("--cell-seconds 0", "above 0")),
+    measuring("fidelity over a shared link", "fidelity", "--set", "links.0.shared=true",
+              says=("field links.0.shared", "calls would delay each other", "Set shared: false")),
+    measuring("fidelity of an unknown model", "fidelity", "--set", "tiers.edge.serve.source=pair/lmm", says=("tiers.edge.serve.source", "'pair/llm'")),
+    measuring("fidelity with no cluster there", "fidelity", "--address", "127.0.0.1:1", says=("--address 127.0.0.1:1", "no Ray cluster answers")),
+    measuring("fidelity at no address", "fidelity", "--address", "nowhere", says=("--address nowhere", "not an address")),
+    measuring("fidelity beyond capacity", "fidelity", "--load", "0.3", "--load", "1.2", says=("--load 1.2", "above 0 and below 1")),
+    measuring("fidelity at a load that is no number", "fidelity", "--load", "nan", says=("--load nan", "above 0 and below 1")),
+    measuring("fidelity at a load in words", "fidelity", "--load", "high", says=("--load", "valid number")),
+    measuring("fidelity of no run", "fidelity", "--runs", "0", says=("--runs", "greater than or equal to 1")),
+    measuring("fidelity in no time", "fidelity", "--seconds", "-1", says=("--seconds -1", "above 0")),
 ]  # fmt: skip

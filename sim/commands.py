@@ -1,0 +1,88 @@
+"""The commands of `run_sim.py` that need neither models nor a run: names, schema, results and measurements at hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+commands = typer.Typer()
+
+
+@commands.command()
+def schema() -> None:
+    """Print the scenario's JSON Schema: every field with its type, default and meaning."""
+    from sim.scenario import Scenario
+
+    typer.echo(json.dumps(Scenario.model_json_schema(), indent=1))
+
+
+@commands.command()
+def frontier(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Result folders, e.g. results/quickstart/latest.")
+    ],
+    x: Annotated[str, typer.Option(help="Field of summary.json on the x axis.")] = "cost_usd",
+    y: Annotated[str, typer.Option(help="Field of summary.json on the y axis.")] = "accuracy",
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Figure to write (.png, .svg or .pdf).")] = Path(
+        "frontier.png"
+    ),
+) -> None:
+    """Draw any two summary fields of one or several runs against each other, and print the points nothing else beats."""
+    from sim.comparison import draw_frontier
+
+    table = draw_frontier(results, x, y, out)
+    Console().print(table)
+    typer.echo(f"figure: {out}")
+
+
+@commands.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="Result folder, or folder:policy.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Result folder, or folder:policy.")],
+) -> None:
+    """Paired differences A - B with 95 % intervals: request by request where task and seed agree."""
+    from sim.comparison import compare_runs
+
+    Console().print(compare_runs(a, b))
+
+
+@commands.command()
+def fit(
+    measurements: Annotated[
+        Path, typer.Argument(metavar="FILE", help="llmperf calls (.json) or a latency matrix (.csv).")
+    ],
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="REGION", help="Latency matrix: where the user is.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--to", metavar="REGION", help="Latency matrix: where the model is.")
+    ] = None,
+) -> None:
+    """Turn measurements into lines for a scenario: an endpoint profile, or the delay between two cloud regions."""
+    from sim.fitting import delay_from_matrix, endpoint_from_calls
+    from sim.loading import dump_yaml
+
+    if measurements.suffix == ".csv":
+        typer.echo(f"propagation_s: {delay_from_matrix(measurements, source, target):.6g}")
+        return
+    profile, notes = endpoint_from_calls(measurements)
+    for note in notes:
+        typer.echo(f"# {note}")
+    typer.echo(dump_yaml({"endpoint": profile.model_dump()}), nl=False)
+
+
+@commands.command("list")
+def list_names(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="policies, readers, or a kind of profile.")
+    ] = None,
+) -> None:
+    """List the names a scenario can use: policies with their options, profiles with their sources, readers."""
+    from sim.tables import name_tables
+
+    for table in name_tables(kind):
+        Console().print(table)
