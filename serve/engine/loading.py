@@ -46,7 +46,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     tokenizer = _tokenizer(place, source, options)
     model = _weights(place, source, config, spec, device, options)
     ends = _ends(place, model, tokenizer)
-    _check_vocabulary(place, tokenizer, model)
+    _check_tokenizer(place, tokenizer, model)
     return LoadedModel(model, tokenizer, ends, _context_tokens(place, spec, model.config, tokenizer))
 
 
@@ -128,21 +128,35 @@ def _weights(
 
 
 def _ends(place: str, model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a turn: those of the generation settings and the tokenizer's own."""
+    """Tokens that end a turn: those of the generation settings, or else of the config, and the tokenizer's own."""
     settings = getattr(model, "generation_config", None)
-    found = [getattr(settings, "eos_token_id", None) or model.config.eos_token_id, tokenizer.eos_token_id]
-    ends = {token for entry in found if entry is not None for token in (entry if isinstance(entry, list) else [entry])}
+    ends = _tokens(getattr(settings, "eos_token_id", None)) or _tokens(model.config.eos_token_id)
+    ends |= _tokens(tokenizer.eos_token_id)
     if not ends:
         remedy = "Set eos_token in tokenizer_config.json"
         raise InputError(place, "neither tokenizer nor config names an end-of-turn token", remedy)
-    return frozenset(ends)
+    return ends
 
 
-def _check_vocabulary(place: str, tokenizer: Any, model: Any) -> None:
+def _tokens(entry: Any) -> frozenset[int]:
+    """A setting that holds no token, one, or several."""
+    return frozenset() if entry is None else frozenset(entry if isinstance(entry, list) else [entry])
+
+
+def _check_tokenizer(place: str, tokenizer: Any, model: Any) -> None:
+    """Raise InputError for a tokenizer of another model, whose prompts this one cannot read even where all its tokens exist."""
+    remedy = "Use the tokenizer the model was trained with"
     known, embedded = max(tokenizer.get_vocab().values(), default=-1) + 1, model.get_input_embeddings().num_embeddings
     if known == 0 or known > embedded:
-        problem = f"its tokenizer has {known} tokens, the model's embedding {embedded}"
-        raise InputError(place, problem, "Use the tokenizer the model was trained with")
+        raise InputError(place, f"its tokenizer has {known} tokens, the model's embedding {embedded}", remedy)
+    settings, end = getattr(model, "generation_config", None), tokenizer.eos_token_id
+    ends = _tokens(getattr(settings, "eos_token_id", None)) | _tokens(model.config.eos_token_id)
+    if end is not None and ends and end not in ends:
+        problem = (
+            f"its tokenizer ends a turn with {tokenizer.eos_token!r}, token {end}, the model with "
+            f"{', '.join(map(str, sorted(ends)))}"
+        )
+        raise InputError(place, problem, f"{remedy}; if that is the one, add {end} to generation_config.json")
 
 
 def _context_tokens(place: str, spec: ModelSpec, config: Any, tokenizer: Any) -> int:

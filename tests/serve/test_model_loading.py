@@ -76,6 +76,17 @@ def no_end(folder: Path) -> None:
     (folder / "special_tokens_map.json").unlink(missing_ok=True)
 
 
+def other_tokenizer(folder: Path) -> None:
+    """The tokenizer of another model, whose tokens all exist here and mean something else."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    marks = ["<pad>", "<unk>", "hello", "</s>"]
+    words = Tokenizer(models.WordLevel({mark: number for number, mark in enumerate(marks)}, unk_token=marks[1]))
+    fast: Any = PreTrainedTokenizerFast(tokenizer_object=words, pad_token=marks[0], eos_token=marks[3])
+    fast.save_pretrained(folder)
+
+
 def no_tokenizer(folder: Path) -> None:
     """Weights alone."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -111,6 +122,7 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken tokenizer": (lambda f: cut(f / "tokenizer.json", 0.5), r"its tokenizer cannot be read"),
     "no tokenizer": (no_tokenizer, r"its tokenizer"),
     "tokenizer too large": (fewer_rows, r"its tokenizer has 262 tokens, the model's embedding 100"),
+    "other tokenizer": (other_tokenizer, r"its tokenizer ends a turn with '</s>', token 3, the model with 1, 6, 7, "),
     "no end": (no_end, r"neither tokenizer nor config names an end-of-turn token"),
 }  # fmt: skip
 
