@@ -29,8 +29,8 @@ class Recipe:
 
 
 RECIPES = {
-    "slm": Recipe("fine", layers=2, width=64, heads=4, inner=160, steps=2000),
-    "llm": Recipe("coarse", layers=4, width=128, heads=4, inner=352, steps=2000, batch=32),
+    "slm": Recipe("fine", layers=2, width=64, heads=4, inner=160, steps=3000),
+    "llm": Recipe("coarse", layers=4, width=128, heads=4, inner=352, steps=4500, batch=32, rate=2e-3, muon_rate=0.01),
 }
 
 

@@ -43,6 +43,8 @@ class Trainer:
         self.losses: list[float] = []
         self.model = new_model(recipe, seed)
         self.optimiser = Optimiser(self.model)
+        # Where the CPU multiplies bfloat16 itself a step takes half the time; elsewhere it would take three times as long.
+        self._fast_bfloat16 = torch.cpu._is_avx512_bf16_supported()
         self._loss = torch.compile(self._plain_loss, dynamic=True) if compiled else self._plain_loss
         self._pool: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -63,9 +65,10 @@ class Trainer:
         return float(loss.detach())
 
     def _plain_loss(self, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-        logits = self.model.lm_head(hidden)
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._fast_bfloat16):
+            hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+            logits = self.model.lm_head(hidden)
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
     def _draw(self, pool: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of steps `pool` * _POOL and after: conversations of like length together, in random order."""

@@ -71,8 +71,8 @@ def test_no_step_of_the_tools_contradicts_the_latent_solution():
 def test_a_wrong_way_leads_to_a_wrong_name():
     """No distractor of a knowledge-base question repeats the relation of the chain it hangs on."""
     for task in pair_tasks("train", 300, 4, ["hops"], distractors=[3]):
-        told = [fact.sentence.split(" is ")[0] for fact in (*task.latent.chain, *task.latent.others)]
-        assert all(told.count(fact.sentence.split(" is ")[0]) == 1 for fact in task.latent.chain[1:])
+        told = [fact.sentence.split(" is ")[1] for fact in (*task.latent.chain, *task.latent.others)]
+        assert all(told.count(fact.sentence.split(" is ")[1]) == 1 for fact in task.latent.chain[1:])
 
 
 def test_the_same_seed_gives_the_same_tasks_in_another_process():

@@ -1,6 +1,6 @@
 """Multi-hop questions over an invented knowledge base, with a `find` tool.
 
-    the director of Blue Harbor is Q . the rival of Q is T . the boss of Q is R . who is R ?
+    Q is the director of Blue Harbor . T is the rival of Q . R is the boss of Q . who is R ?
 
 Every relation leads from each entity of one kind to one entity of another, so a chain of them has exactly one answer. All
 names and facts come from a fixed seed; letters stand for what is to be found.
@@ -109,7 +109,7 @@ def _fact(letter: str, base: Fact | None, kind: str, random: Random, taken: Fact
     start = base.value if base else random.choice(entities(kind))
     shown = base.name if base else start
     fact = Fact(
-        letter, facts()[relation, start], f"the {relation} of {shown} is {letter} .", base.name if base else "",
+        letter, facts()[relation, start], f"{letter} is the {relation} of {shown} .", base.name if base else "",
         before=f"{relation} of " if base else f"{relation} of {start}",
     )  # fmt: skip
     return fact, RELATIONS[relation][1]

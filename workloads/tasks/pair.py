@@ -25,7 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 FAMILIES: dict[str, Callable[[Random, int, int], Problem]] = {"hops": hops.draw, "sums": sums.draw}
 TOOLS = {"find": hops.find, "compute": compute}
 
-MAX_SUBTASKS = 12
+MAX_SUBTASKS = 10
 """Steps after which a request counts as failed; the longest reference solution takes 8."""
 MAX_STEP_TOKENS = 32
 """Tokens a step may take; the longest reference step takes 16."""

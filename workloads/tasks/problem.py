@@ -1,6 +1,6 @@
 """What the embedded task families share: a problem told as facts that hang on each other, and two styles of solving it.
 
-    Nia is 11 . Nia plus 10 is Ben . Ben times 3 is Ivo . how much is Ivo ?
+    Nia is 11 . Ben is Nia plus 10 . Kim is Nia times 4 . Ivo is Ben minus 2 . how much is Ivo ?
 
 Each sentence gives one name its value, outright or from a name told before. A chain of them leads to the name asked for, in
 order; distractors hang on the chain or stand alone, and nothing hangs on them.

@@ -1,6 +1,6 @@
 """Word problems over quantities that hang on each other, with a calculator.
 
-Nia is 11 . Nia plus 10 is Ben . Nia times 4 is Kim . Ben minus 2 is Ivo . how much is Ivo ?
+Nia is 11 . Ben is Nia plus 10 . Kim is Nia times 4 . Ivo is Ben minus 2 . how much is Ivo ?
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _derived(name: str, base: Fact, random: Random) -> Fact:
     else:
         word, amount = "plus", random.randint(1, min(_MOST, LARGEST - start))
         value = start + amount
-    sentence = f"{base.name} {word} {amount} is {name} ."
+    sentence = f"{name} is {base.name} {word} {amount} ."
     return Fact(name, str(value), sentence, base.name, after=f" {_SIGNS[word]} {amount}")
 
 
