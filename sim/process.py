@@ -31,6 +31,7 @@ _observation = fast_constructor(Observation)
 _subtask_row = fast_constructor(SubtaskRow)
 _NO_ANSWER, _NO_JOB = Completion("", "", 0, 0, 0, provenance=""), Job(0, 0)
 """What an attempt has to show for itself that ended before it was served."""
+_TOO_LONG = (OVERSIZED, "live-prompt-too-long")
 
 
 class World:
@@ -165,7 +166,7 @@ class RequestProcess:
                 completion = yield from self._attempt(plan, tier, retry)
                 if completion is not None:
                     return completion
-                if plan.status == OVERSIZED:
+                if plan.status in _TOO_LONG:
                     break  # no retry makes it fit
             plan.reason = f"fail-over from {tier.name}: {plan.status}"
         raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {call.position}")

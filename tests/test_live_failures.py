@@ -70,6 +70,14 @@ def test_a_request_nobody_can_answer_fails_with_its_reason() -> None:
     assert request["reason"] == "live-timeout at cloud after 1 attempts of subtask 0"
 
 
+def test_a_prompt_that_is_too_long_is_not_tried_again() -> None:
+    """As with a simulated model: no retry makes it fit, but the other tier's model may have room."""
+    backend = Flaky(lambda model, n: ModelUnavailable("prompt-too-long", "9 tokens") if model == "edge" else None)
+    world = scenario(TIERS, client={"stream": False, "retries": 2})
+    records = run(world, [task()], always("edge"), backend=backend)
+    assert [row["status"] for row in attempts_of(records, 0)] == ["live-prompt-too-long", "ok"]
+
+
 def test_a_conversation_is_asked_once_per_run() -> None:
     """The same conversation gets the remembered answer, another one is asked, and a failure is not remembered."""
     asked: list[tuple[str, int]] = []

@@ -17,7 +17,7 @@ from workloads.task import Completion, ModelCall
 RETRIES = 6
 """Further tries at a call that failed, after 1, 2, 4, ... seconds or as long as the server asks."""
 _LONGEST_WAIT_S = 300.0
-_FINAL = ("refused", "budget")
+_FINAL = ("refused", "budget", "prompt-too-long")
 """Reasons of ModelUnavailable that trying again does not mend."""
 
 Waiter = TypeVar("Waiter")

@@ -333,13 +333,21 @@ def test_a_call_that_keeps_failing_stops_it() -> None:
         list(expand(AGENT, TASKS[:1], backend, "a", retries=1))
 
 
-@pytest.mark.parametrize("error", [ModelUnavailable("budget", "5 USD are spent"), RecordingMiss("not recorded")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelUnavailable("budget", "5 USD are spent"),
+        ModelUnavailable("prompt-too-long", "9 tokens leave no room in 8"),
+        RecordingMiss("not recorded"),
+    ],
+)
 def test_what_trying_again_cannot_mend_stops_it_at_once(error: BackendError) -> None:
-    """A budget that is spent stays spent, and a recording does not learn."""
+    """A budget that is spent stays spent, a prompt does not shrink, and a recording does not learn."""
     backend = FailingBackend(error, 9)
-    with pytest.raises(BackendError, match=str(error)):
+    with pytest.raises(BackendError, match=str(error)) as stopped:
         list(expand(AGENT, TASKS, backend, "ab"))
     assert max(backend.tries.values()) == 1
+    assert isinstance(error, RecordingMiss) or "on subtask 0 of task 't0'" in str(stopped.value)
 
 
 def test_what_is_under_way_when_it_stops_is_kept() -> None:
