@@ -21,8 +21,8 @@ from sim.tables import add_plain_row
 DIGITS = 4
 """Significant digits of printed step times: more than any measurement holds."""
 
-_FIGURES = {"throughput_per_s": ("throughput, /s", 1.0, 2), "p50_s": ("p50, ms", 1e3, 0), "p95_s": ("p95, ms", 1e3, 0)}
-"""Field of `Figures` -> heading, factor, digits."""
+_FIGURES = {"throughput_per_s": ("done/s", 1.0, 2), "p50_s": ("p50 ms", 1e3, 0), "p95_s": ("p95 ms", 1e3, 0)}
+"""Field of `Figures` -> name in the table, factor, digits."""
 
 
 def step_times_fields(fit: StepFit) -> dict[str, float]:
@@ -43,12 +43,12 @@ def calibration_notes(calibration: Calibration) -> list[str]:
     fit = calibration.fit
     notes = [
         f"fitted to {calibration.answered:,} calls; {calibration.failed:,} more failed",
-        _term("error of a prefill iteration", fit.prefill),
-        _term("error of an answer's decoding", fit.decode),
-        f"overhead of a call that is alone: median {fit.times.call_overhead_s * 1e3:.1f} ms, "
+        _term("prefill", fit.prefill),
+        _term("decoding", fit.decode),
+        f"overhead of a call alone: median {fit.times.call_overhead_s * 1e3:.1f} ms, "
         f"p95 {fit.overhead_p95_s * 1e3:.1f} ms ({fit.overhead_samples:,} calls)",
         f"prefill_s_per_prompt holds {fit.join_s * 1e3:.2f} ms that a call costs the engine besides its iterations",
-        "the measured runs simulated on these times, in calls/s:",
+        "the measured runs simulated on these times:",
     ]
     return notes + [f"  {check.callers:>3} callers: {check_text(check)}" for check in calibration.checks]
 
@@ -56,7 +56,7 @@ def calibration_notes(calibration: Calibration) -> list[str]:
 def check_text(check: Check) -> str:
     """Measured and simulated rate of a closed loop."""
     error = _ratio(check.simulated_per_s, check.measured_per_s)
-    return f"{check.measured_per_s:.2f} measured, {check.simulated_per_s:.2f} simulated ({error:+.1%})"
+    return f"{check.measured_per_s:.2f}/s measured, {check.simulated_per_s:.2f}/s simulated ({error:+.1%})"
 
 
 def calibration_json(calibration: Calibration) -> dict[str, Any]:
@@ -93,9 +93,9 @@ def fidelity_json(found: Fidelity) -> dict[str, Any]:
 def fidelity_table(found: Fidelity) -> Table:
     """Three lines per load, one for each figure: medians over the runs, the median of their errors, and the worst one."""
     table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("load", "offered /s", "requests", "failed"):
+    for heading in ("load", "offered/s", "sent", "failed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("figure", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for heading in ("measured", "simulated", "error %", "worst %"):
         table.add_column(heading, justify="right", no_wrap=True)
     for load, runs in by_load(found.comparisons):
@@ -122,15 +122,16 @@ def fidelity_text(found: Fidelity) -> tuple[str, list[str]]:
     asked = "runs of the agent" if subject.whole_runs else "single calls"
     links = " and ".join("-".join(link.between) for link in subject.scenario.route(subject.tier)) or "no link"
     late_s = max(run.lateness_p99_s for run in found.comparisons)
-    title = f"tier {subject.tier}: {subject.source} on Ray Serve, open loop, {asked} over {links}"
+    title = f"tier {subject.tier}: {subject.source} on Ray Serve, asked {asked} in open loop over {links}"
     return title, [
-        f"measured, simulated: medians of {plan.runs} runs of {plan.seconds:g} s; error: simulated over measured, less 1,",
-        "in the median run and in the worst",
-        f"capacity, {found.capacity.callers} callers in a closed loop, requests/s: {check_text(found.capacity)}",
-        f"calibration: {_term('error of a prefill iteration', fit.prefill)}",
-        f"             {_term('of an answer: decoding', fit.decode)}",
-        f"             overhead of a call {fit.times.call_overhead_s * 1e3:.1f} ms",
-        f"the load generator was late by at most {late_s * 1e3:.1f} ms (99th percentile)",
+        f"Medians of {plan.runs} runs with {plan.seconds:g} s of arrivals each; error: simulated over measured,",
+        "less 1, in the median run and in the worst. done/s: answered, from the first",
+        "arrival to the last answer; p50 and p95: end to end, links included.",
+        f"capacity ({found.capacity.callers} callers, closed loop): {check_text(found.capacity)}",
+        f"load generator: late by at most {late_s * 1e3:.1f} ms (p99)",
+        f"calibration: {_term('prefill', fit.prefill)}",
+        f"             {_term('decoding', fit.decode)}",
+        f"             {fit.times.call_overhead_s * 1e3:.1f} ms of overhead a call",
     ]
 
 
@@ -163,7 +164,7 @@ def _of(runs: Sequence[Comparison], name: str) -> Figures:
 
 def _term(name: str, error: TermError) -> str:
     return (
-        f"{name}: median {error.median:.1%}, p95 {error.p95:.1%}, in sum {error.bias:+.1%} ({error.samples:,} measured)"
+        f"{name} error: median {error.median:.1%}, p95 {error.p95:.1%}, in sum {error.bias:+.1%} of {error.samples:,}"
     )
 
 

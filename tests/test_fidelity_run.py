@@ -86,7 +86,7 @@ def test_a_calibration_prints_what_a_scenario_takes(loaded: LoadedScenario, tmp_
     opened, console = Opened(), shown()
     subject, found = calibrate(loaded, None, Plan(runs=2, cell_s=2.0), opened, console)
     text = calibration_text(subject, found)
-    assert "\n# error of a prefill iteration: median 0.0%" in text
+    assert "\n# prefill error: median 0.0%" in text
     assert text.startswith("# tier edge: pair/llm, up to 2 calls in a batch\n# fitted to ")
     lines = text[text.index("step_times:") + len("step_times:") :].split()
     printed = dict(zip(lines[::2], lines[1::2], strict=True))
@@ -107,10 +107,12 @@ def test_a_comparison_prints_a_table_that_fits_a_terminal(loaded: LoadedScenario
     title, notes = fidelity_text(found)
     table.print(fidelity_table(found))
     lines = table.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert max(map(len, [title, *lines])) <= 80
-    assert [line.split()[0] for line in lines if "throughput" in line] == ["30%", "60%"]
-    assert sum("p95, ms" in line for line in lines) == 2
-    assert any(note.startswith("capacity, 4 callers in a closed loop, requests/s: ") for note in notes)
+    assert max(map(len, [*lines, *notes])) <= 80
+    assert not [line for line in lines if "…" in line]
+    assert [line.split()[0] for line in lines if "done/s" in line] == ["30%", "60%"]
+    assert sum("p95 ms" in line for line in lines) == 2
+    assert title == "tier edge: pair/llm on Ray Serve, asked single calls in open loop over home-edge"
+    assert any(note.startswith("capacity (4 callers, closed loop): ") for note in notes)
     assert "100%" in console.file.getvalue()  # type: ignore[attr-defined]
     assert opened.closed == 1
 
