@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from serve.nodes.driver import leave, started_cluster
 from workloads.errors import InputError
 
 Item = TypeVar("Item")
@@ -43,8 +44,6 @@ def run_parallel(
     Without an address a private Ray instance is started for the duration and only that one is shut down. An exception in a worker
     is raised here as it was there.
     """
-    from serve.nodes.local_cluster import started_cluster
-
     address = started_cluster(address)  # before Ray is imported: its token goes into the environment
     import ray  # heavy: only runs that need several processes pay for it
 
@@ -100,4 +99,4 @@ def _connected(workers: int | None, address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        leave()

@@ -15,7 +15,8 @@ from serve.backend import GREEDY, RayServeBackend
 from serve.cluster import check_address
 from serve.deployments import TierDeployment
 from serve.generation import Sampling
-from serve.nodes.local_cluster import LocalCluster, started_cluster
+from serve.nodes.driver import leave, started_cluster
+from serve.nodes.local_cluster import LocalCluster
 from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,9 +51,13 @@ def open_backend(
 
 @contextmanager
 def connected(address: str | None, local_nodes: tuple[int, int] = (2, 1)) -> Iterator[None]:
-    """This process as a driver of the cluster at `address`, or of a local one; a connection it already has is used."""
+    """This process as a driver of the cluster at `address`, or of a local one; a connection it already has is used.
+
+    Raises InputError for an address where no cluster answers, also if this process is connected to another one.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = started_cluster(address)  # sets the token of a cluster of ours, which must come before Ray is imported
+    check_address(address)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -67,13 +72,12 @@ def connected(address: str | None, local_nodes: tuple[int, int] = (2, 1)) -> Ite
         try:
             yield
         finally:
-            ray.shutdown()
+            leave()
 
 
 def _connect(address: str) -> None:
     import ray
 
-    check_address(address)
     shipped: dict[str, Any] = {"working_dir": str(ROOT), "excludes": _NOT_SHIPPED}
     try:
         ray.init(address=address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR)

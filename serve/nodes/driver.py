@@ -1,8 +1,9 @@
-"""Connecting this process to a cluster that asks for a token."""
+"""Connecting this process to a cluster that asks for a token, and leaving it."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,8 +41,25 @@ def driver(state: ClusterState, **options: Any) -> Iterator[None]:
         ray.init(address=state.address, **{"log_to_driver": False, "logging_level": "ERROR", **options})
         yield
     finally:
-        ray.shutdown()
+        leave()
         _set_environment(before)
+
+
+def leave() -> None:
+    """Disconnect this process from its cluster, if it is connected, and have Serve forget it.
+
+    Left alone, a handle of an autoscaled application goes on reporting its load, for which Ray starts a cluster of its own if it
+    has none. And Serve keeps a client of the cluster it last spoke to; it tells by the job's number whether that still holds, but
+    every cluster counts its jobs from 1, so that the next cluster is asked for the last one's controller.
+    """
+    import ray
+
+    context: Any = sys.modules.get("ray.serve.context")  # absent where Serve was never used
+    if context is not None and context._global_client is not None:
+        context._global_client.shutdown_cached_handles()
+    ray.shutdown()
+    if context is not None:
+        context._set_global_client(None)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:
