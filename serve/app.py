@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,11 @@ from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
 from serve.replicas.placement import live_nodes, place_tiers
 from serve.replicas.tier_client import TierClient, running_replicas
-from workloads.errors import InputError
+from workloads.errors import InputError, ModelUnavailable
 
 _POLL_S = 0.1
 _DELETE_S = 60.0
+"""For what Serve does itself, beside the time that replicas have for the calls they have begun."""
 _STARTS = 3  # of a replica before its tier counts as failed; what is no InputError may pass
 
 
@@ -39,11 +40,14 @@ def deploy(tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: flo
 
                 open_budget(app_name, tier.name, tier.model.max_usd)
         handles = _run(tiers, apps, app_name, placed)
+        clients = {model: TierClient(tier, model, apps[model], handles[model]) for model, tier in tiers.items()}
+        deadline_s = time.monotonic() + timeout_s
         _await_running({apps[model]: tier for model, tier in tiers.items()}, timeout_s)
+        _await_known(clients.values(), deadline_s)
     except BaseException:  # also an interrupt: nothing half-deployed stays behind
         undeploy(tiers, app_name=app_name)
         raise
-    return {model: TierClient(tier, model, apps[model], handles[model]) for model, tier in tiers.items()}
+    return clients
 
 
 def undeploy(tiers: Mapping[str, TierDeployment], *, app_name: str) -> None:
@@ -55,7 +59,7 @@ def undeploy(tiers: Mapping[str, TierDeployment], *, app_name: str) -> None:
     apps = [f"{app_name}.{tier.name}" for tier in tiers.values()]
     for app in apps:
         serve.delete(app, _blocking=False)
-    deadline_s = time.monotonic() + _DELETE_S
+    deadline_s = time.monotonic() + _DELETE_S + max((tier.graceful_shutdown_s for tier in tiers.values()), default=0.0)
     while time.monotonic() < deadline_s and not serve.status().applications.keys().isdisjoint(apps):
         time.sleep(_POLL_S)
     for tier in tiers.values():
@@ -123,6 +127,22 @@ def _await_running(tiers: Mapping[str, TierDeployment], timeout_s: float) -> Non
         if time.monotonic() > deadline_s:
             _raise_late(tiers, waiting, timeout_s)
         time.sleep(_POLL_S)
+
+
+def _await_known(clients: Iterable[TierClient], deadline_s: float) -> None:
+    """Wait until the clients have heard of their replicas: of a burst of calls before that Serve refuses all that may not wait."""
+    for client in clients:
+        while True:
+            try:
+                if len(client.stats()) >= client.tier.first_replicas:
+                    break
+            except ModelUnavailable as failure:
+                problem = f"its replicas do not answer ({failure})"
+            else:
+                problem = "not all of its replicas answer"
+            if time.monotonic() > deadline_s:
+                raise InputError(client.tier.place, problem, "See the replica's log below Ray's folder")
+            time.sleep(_POLL_S)
 
 
 def _raise_failure(tier: TierDeployment, status: Any) -> None:

@@ -12,6 +12,8 @@ from serve.generation import ModelSpec
 from workloads.errors import InputError, suggest
 
 WHERE = ("edge", "cloud")
+_LOOK_BACK_S = 11.0
+"""Over which Serve's autoscaler averages the load, at least: more than the 10 s between two reports of it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -128,7 +130,7 @@ class TierDeployment:
                 "target_ongoing_requests": self.replicas.target_ongoing or float(self.max_batch),
                 "upscale_delay_s": self.replicas.upscale_delay_s,
                 "downscale_delay_s": self.replicas.downscale_delay_s,
-                "look_back_period_s": max(2.0, self.replicas.upscale_delay_s),
+                "look_back_period_s": max(_LOOK_BACK_S, self.replicas.upscale_delay_s),
             }
         else:
             options["num_replicas"] = self.replicas

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from serve.deployments import TierDeployment
@@ -74,7 +75,10 @@ class TierClient:
             return Pending(self, None, limit_s, self.failed(error, limit_s))
 
     def stats(self) -> list[ReplicaStats]:
-        """The replicas that answer; raises ModelUnavailable if that takes longer than ten seconds."""
+        """The replicas that answer; raises ModelUnavailable if that takes longer than ten seconds.
+
+        Serve counts the question as a call: a replica with `max_ongoing` of them on its hands answers once one has ended.
+        """
         try:
             replies: list[ReplicaStats] = self._handle.broadcast("stats").results(timeout_s=_STATS_S)
         except Exception as error:
@@ -94,11 +98,11 @@ class TierClient:
             async with asyncio.timeout(timeout_s + _GRACE_S):
                 reply: Reply = await response
         except asyncio.CancelledError:
-            response.cancel()
+            _give_up(response)
             raise
         except Exception as error:
             reply = self.failed(error, timeout_s)
-            response.cancel()
+            _give_up(response)
         return _answer(reply)
 
     async def stream(
@@ -129,7 +133,7 @@ class TierClient:
                 yield item
         finally:
             if not ended:
-                response.cancel()
+                _give_up(response)
 
     async def health(self) -> str:
         """Empty while a replica is up, else what is wrong."""
@@ -181,15 +185,21 @@ class Pending:
                 self._reply = self._response.result(timeout_s=max(_COLLECT_S, self._until_s - time.monotonic()))
             except Exception as error:
                 self._reply = self._client.failed(error, self._limit_s)
-                self._response.cancel()
+                _give_up(self._response)
             self._response = None
         return self._reply
 
     def cancel(self) -> None:
         """Give the call up; its slot is freed and a later `reply` says "cancelled"."""
         if self._reply is None:
-            self._response.cancel()
+            _give_up(self._response)
             self._response, self._reply = None, ModelUnavailable("cancelled", self._client.tier.name)
+
+
+def _give_up(response: Any) -> None:
+    """Cancel a call. For one that no replica has got Serve raises here why not, which its caller has been told already."""
+    with suppress(Exception):
+        response.cancel()
 
 
 def _answer(reply: Reply) -> Generation:
