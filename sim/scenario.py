@@ -190,6 +190,11 @@ class Scenario(Strict):
         """Somebody must be there to answer the tasks."""
         kind, inference = self.workload.tasks.kind, self.inference
         own = kind not in TEXT_TASKS
+        if inference.on_miss == "modelled" and kind != "intercode":
+            raise ValueError(
+                f"inference.on_miss: 'modelled' needs a model of outcomes, and tasks of kind {kind!r} have none. Leave it out: "
+                "record what is missing, or ask live models with backend: serve"
+            )
         if inference.backend == "serve":
             if own:
                 raise ValueError(

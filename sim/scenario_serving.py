@@ -84,7 +84,7 @@ class Inference(Strict):
     recording: str | None = None
     """replay: the recording (JSON lines, .gz or plain) that answers tasks which bring no answers of their own."""
     on_miss: Literal["error", "modelled"] = "error"
-    """A placement nobody recorded: stop, or answer by a model of outcomes and label it `modelled`."""
+    """A placement nobody recorded: stop, or answer by a model of outcomes and label it `modelled` (tasks of kind intercode)."""
     service_time: Literal["profile", "measured"] = "profile"
     """Service seconds from the device or endpoint profile, or as measured with the recorded or live answer."""
     local_cluster: LocalNodes = LocalNodes()

@@ -26,7 +26,7 @@ from workloads.modelled import ModelledWorkload, TokenModel, modelled_tasks, tra
 from workloads.outcome_model import OutcomeModel
 from workloads.readers import azure_llm, bandwidth_csv, burstgpt, mahimahi, mooncake, pensieve
 from workloads.readers.trace_request import TraceRequest
-from workloads.recording import Recording, ReplayBackend, read_recording
+from workloads.recording import RECORD_IT, Recording, ReplayBackend, read_recording
 from workloads.task import Task
 from workloads.tasks.recorded import intercode_recording, routellm_recording
 
@@ -62,8 +62,9 @@ def build_workload(
         requests = _in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
         answering = live or _replaying(_answers(scenario, asked, scenario_path))
         return BuiltWorkload(asked, requests, agent, answering, arrival_s)
-    recording, on_miss = _recorded(scenario, scenario_path)
-    backend = ReplayBackend(recording, on_miss if scenario.inference.on_miss == "modelled" else None)
+    recording, outcomes = _recorded(scenario, scenario_path)
+    remedy = f"{RECORD_IT}, or set inference.on_miss: modelled" if outcomes else RECORD_IT
+    backend = ReplayBackend(recording, outcomes if scenario.inference.on_miss == "modelled" else None, remedy)
     requests = _in_order(recording.tasks, spec.requests, seed, shuffle=spec.shuffle)
     return BuiltWorkload(recording.tasks, requests, conversation_agent(), backend, arrival_s)
 

@@ -165,7 +165,7 @@ def test_intercode_episodes(shared_data) -> None:
     pure = run_built(world, always("cloud"))
     assert set(pure.requests["provenance"]) == {"exact"}
     assert pure.requests["status"].tolist() == ["completed"] * 200
-    with pytest.raises(RecordingMiss):
+    with pytest.raises(RecordingMiss, match=r"set inference\.on_miss: modelled"):
         run_built(world, mixed)
     modelled = run_built(asking(tasks, 200, inference={"on_miss": "modelled"}), mixed)
     assert {"modelled"} < set(modelled.requests["provenance"]) | {"exact"}

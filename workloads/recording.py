@@ -20,10 +20,12 @@ from workloads.recording_reader import read_file
 from workloads.task import Completion, Message, ModelCall, Task
 
 __all__ = [
-    "Recording", "RecordingBackend", "ReplayBackend", "conversation_key", "read_recording", "recordable", "write_recording"
+    "RECORD_IT", "Recording", "RecordingBackend", "ReplayBackend", "conversation_key", "read_recording", "recordable", "write_recording",
 ]  # fmt: skip
 
 Conversation = tuple[Message, ...]
+RECORD_IT = "Record this placement, or use a policy that places whole requests"
+"""What helps against a RecordingMiss."""
 
 
 class Recording:
@@ -97,34 +99,42 @@ def _rounded(value: float, digits: int) -> float:
 
 
 class ReplayBackend:
-    """Answers from a recording; a conversation nobody recorded goes to `on_miss` or raises RecordingMiss when collected."""
+    """Answers from a recording; a conversation nobody recorded goes to `on_miss` or raises RecordingMiss when collected.
 
-    def __init__(self, recording: Recording, on_miss: Callable[[ModelCall, str], Handle] | None = None) -> None:
-        self._recording, self._on_miss = recording, on_miss
+    `remedy` ends the message of a RecordingMiss.
+    """
+
+    def __init__(
+        self, recording: Recording, on_miss: Callable[[ModelCall, str], Handle] | None = None, remedy: str = RECORD_IT
+    ) -> None:
+        self._recording, self._on_miss, self._remedy = recording, on_miss, remedy
 
     def submit(self, call: ModelCall, model: str) -> Handle:
         """The recorded answer, at once. A miss is raised when it is collected: who gives up before needs no answer."""
         answer = self._recording.answers.get((model, call.messages))
         if answer is not None:
             return answer
-        return self._on_miss(call, model) if self._on_miss is not None else _Missing(self._recording, call, model)
+        return self._on_miss(call, model) if self._on_miss is not None else _Missing(self, call, model)
+
+    def missing(self, call: ModelCall, model: str) -> RecordingMiss:
+        """What to raise for a call that was not recorded."""
+        recording = self._recording
+        key = conversation_key(model, call.messages, recording.sampling)
+        return RecordingMiss(
+            f"{recording.source}: no answer of {model!r} to subtask {call.position} of task {call.task.id!r} "
+            f"(key {key}); {recording.near_misses(call, model)}. {self._remedy}"
+        )
 
 
 class _Missing:
     """The answer that was not recorded."""
 
-    def __init__(self, recording: Recording, call: ModelCall, model: str) -> None:
-        self._recording, self._call, self._model = recording, call, model
+    def __init__(self, backend: ReplayBackend, call: ModelCall, model: str) -> None:
+        self._backend, self._call, self._model = backend, call, model
 
     def result(self) -> NoReturn:
         """Raises RecordingMiss."""
-        recording, call, model = self._recording, self._call, self._model
-        key = conversation_key(model, call.messages, recording.sampling)
-        raise RecordingMiss(
-            f"{recording.source}: no answer of {model!r} to subtask {call.position} of task {call.task.id!r} "
-            f"(key {key}); {recording.near_misses(call, model)}. Record this placement, use a policy that places whole "
-            "requests, or set inference.on_miss: modelled"
-        )
+        raise self._backend.missing(self._call, self._model)
 
 
 class RecordingBackend:

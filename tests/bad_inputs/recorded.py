@@ -90,6 +90,10 @@ CASES: list[Case] = [
     _outcomes("outcomes without the model", "prompt,smal,large\nhi,True,False\n", "row 1", "no model 'small'", "'smal'"),
     _outcomes("outcomes without prompts", "question,small,large\nhi,True,False\n", "'prompt' is missing"),
     _outcomes("outcomes that are neither", "prompt,small,large\nhi,perhaps,False\n", "row 2, column 'small'", "'perhaps'"),
+    scenario(
+        "no model of outcomes", "", "inference: {on_miss: modelled}\n", "scenario.yaml:24: field inference.on_miss",
+        "'modelled' needs a model of outcomes", "tasks of kind 'modelled' have none",
+    ),
     scenario("episodes missing", _TASKS, "tasks: {kind: intercode, slm_path: a.json, llm_path: b.json}", "a.json", "no such file"),
     scenario("recorded answers for one role only", "role: slm", "role: llm")._replace(
         files={SCENARIO: _ONE_ROLE, "a.csv": "prompt,s,l\nhi,True,False\n"}, says=("scenario.yaml:3", "role slm", "Add the other")
