@@ -21,7 +21,7 @@ from sim.server import OK, OVERSIZED, Job
 from sim.tier import TierRuntime
 from sim.watchdog import Watchdog
 from workloads.agent import Agent
-from workloads.backend import InferenceBackend
+from workloads.backend import InferenceBackend, cancel
 from workloads.errors import ModelUnavailable
 from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor, worst_provenance
 
@@ -192,7 +192,9 @@ class RequestProcess:
         env = world.env
         marks = [env.now]
         answer, job = _NO_ANSWER, _NO_JOB
-        entry = route = transfer = None  # a transfer under way and the route it takes
+        entry = route = transfer = handle = (
+            None  # a transfer under way and the route it takes; an answer nobody has yet
+        )
         upload_bytes = download_bytes = 0.0
         try:
             if retry:
@@ -214,7 +216,7 @@ class RequestProcess:
                 yield transfer
                 route = None
             marks.append(env.now)
-            answer = handle.result()
+            answer, handle = handle.result(), None
             job = tier.job(answer, call, self.index)
             yield tier.fleet.submit(job)
             del job.done  # the event holds the job: without this, only a garbage collection would free the two
@@ -230,6 +232,8 @@ class RequestProcess:
             plan.status, plan.retry_after_s = f"live-{failure.reason}", failure.retry_after_s
         except Interrupt as interrupt:
             plan.status = str(interrupt.cause)
+            if handle is not None:
+                cancel(handle)
             if route is not None and transfer is not None:
                 route.cancel(transfer)
             elif job is not _NO_JOB:

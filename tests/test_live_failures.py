@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sim.text_tasks import remembering
-from tests.helpers import always, attempts_of, rows, run, scenario, scripted_answer, slots, task
+from tests.helpers import always, attempts_of, link, rows, run, scenario, scripted_answer, slots, task
 from workloads.backend import ScriptedBackend
 from workloads.errors import ModelUnavailable
 from workloads.task import Completion, Message, ModelCall, Task
@@ -76,6 +76,43 @@ def test_a_prompt_that_is_too_long_is_not_tried_again() -> None:
     world = scenario(TIERS, client={"stream": False, "retries": 2})
     records = run(world, [task()], always("edge"), backend=backend)
     assert [row["status"] for row in attempts_of(records, 0)] == ["live-prompt-too-long", "ok"]
+
+
+class OnTheWay:
+    """A handle whose answer comes when it is asked for; tells `given_up` if it was cancelled."""
+
+    def __init__(self, call: ModelCall, model: str, given_up: list[str]) -> None:
+        self._answer, self._given_up = scripted_answer(call, model), given_up
+
+    def result(self) -> Completion:
+        return self._answer
+
+    def cancel(self) -> None:
+        self._given_up.append(self._answer.model)
+
+
+class Counting:
+    """A live backend that counts calls, and those given up."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.given_up: list[str] = []
+
+    def submit(self, call: ModelCall, model: str) -> OnTheWay:
+        self.calls.append(model)
+        return OnTheWay(call, model, self.given_up)
+
+
+def test_a_live_call_that_a_client_gives_up_is_cancelled() -> None:
+    """Attempts that time out on the uplink leave no call running; one that was answered has nothing left to cancel."""
+    client = {"stream": False, "attempt_timeout_s": 0.3, "retries": 1, "backoff_s": 0.0}
+    tiers = {"edge": slots(), "cloud": slots("llm", mean_s=1.0)}
+    backend = Counting()
+    far = scenario(tiers, links=(link("home", "edge"),), client=client)  # the upload alone takes 0.6 s
+    statuses = [row["status"] for row in attempts_of(run(far, [task()], always("edge"), backend=backend), 0)]
+    assert statuses == ["attempt-timeout"] * 4  # the last two while the cloud is serving
+    assert backend.calls == ["edge", "edge", "cloud", "cloud"]
+    assert backend.given_up == ["edge", "edge"]
 
 
 def test_a_conversation_is_asked_once_per_run() -> None:

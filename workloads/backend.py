@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
+from workloads.errors import BackendError
 from workloads.task import Completion, ModelCall
 
 
@@ -16,12 +17,67 @@ class Handle(Protocol):
         ...
 
 
+@runtime_checkable
+class Cancellable(Protocol):
+    """A handle whose call can be given up."""
+
+    def cancel(self) -> None:
+        """Nobody will ask for the answer."""
+        ...
+
+
+def cancel(handle: Handle) -> None:
+    """Give up a call whose answer nobody will ask for, where its backend can."""
+    if isinstance(handle, Cancellable):
+        handle.cancel()
+
+
 class InferenceBackend(Protocol):
     """Answers model calls. Submit before the uplink delay, collect when service starts."""
 
     def submit(self, call: ModelCall, model: str) -> Handle:
         """Start answering `call` with `model`; must not block on the answer."""
         ...
+
+
+@runtime_checkable
+class BatchBackend(Protocol):
+    """A backend that takes many calls at once."""
+
+    def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> Sequence[Handle]:
+        """Start answering (call, model) pairs; handles in their order."""
+        ...
+
+
+class _Failed:
+    """A call that could not even be submitted."""
+
+    def __init__(self, error: BackendError) -> None:
+        self._error = error
+
+    def result(self) -> Completion:
+        """Raises why."""
+        raise self._error
+
+
+def started(backend: InferenceBackend, calls: Sequence[tuple[ModelCall, str]]) -> Sequence[Handle]:
+    """Submit calls, many at once where the backend can; one that cannot be submitted fails when it is collected.
+
+    A single call goes by itself: what travels together may wait for company.
+    """
+    if len(calls) > 1 and isinstance(backend, BatchBackend):
+        try:
+            return backend.submit_many(calls)
+        except BackendError as error:
+            return [_Failed(error)] * len(calls)
+    return [_started_one(backend, call, model) for call, model in calls]
+
+
+def _started_one(backend: InferenceBackend, call: ModelCall, model: str) -> Handle:
+    try:
+        return backend.submit(call, model)
+    except BackendError as error:
+        return _Failed(error)
 
 
 class ScriptedBackend:

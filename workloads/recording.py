@@ -9,11 +9,11 @@ is described in recording_file.py and read by recording_reader.py.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from workloads.backend import Handle, InferenceBackend
+from workloads.backend import Handle, InferenceBackend, cancel, started
 from workloads.errors import InputError, RecordingMiss
 from workloads.recording_file import Header, RecordingWriter, common_prefix, conversation_key
 from workloads.recording_reader import read_file
@@ -145,10 +145,20 @@ class RecordingBackend:
 
     def submit(self, call: ModelCall, model: str) -> Handle:
         """Submit to the inner backend; the answer is kept when it is collected."""
+        self._check(model)
+        return _KeptHandle(self._inner.submit(call, model), call, model, self._recording)
+
+    def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> list[Handle]:
+        """The same for many calls, passed on together where the inner backend takes that."""
+        for _, model in calls:
+            self._check(model)
+        handles = zip(calls, started(self._inner, calls), strict=True)
+        return [_KeptHandle(handle, call, model, self._recording) for (call, model), handle in handles]
+
+    def _check(self, model: str) -> None:
         models = self._recording.models
         if model not in models:  # found out now, not when hours of answers are read back
             raise InputError(f"model {model!r}", "is not to be recorded", f"Recorded models: {', '.join(models)}")
-        return _KeptHandle(self._inner.submit(call, model), call, model, self._recording)
 
 
 class _KeptHandle:
@@ -160,6 +170,10 @@ class _KeptHandle:
         completion = self._handle.result()._replace(model=self._model)
         self._recording.add(self._call.task.id, self._call.messages, completion)
         return completion
+
+    def cancel(self) -> None:
+        """Give the call up; nothing is kept."""
+        cancel(self._handle)
 
 
 def write_recording(recording: Recording, path: Path, partial: Path | None = None) -> None:
