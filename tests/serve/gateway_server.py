@@ -26,6 +26,8 @@ from workloads.task import Completion, Message, ModelCall
 
 Messages = tuple[Message, ...]
 QUESTION: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "how are you today"}]
+PATIENCE_S = 240.0
+"""How long tests wait for what must happen; machines are shared and slow, so this says nothing about speed."""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -151,7 +153,7 @@ class Gateway:
         given = {"Content-Type": "application/json", **(headers or {})}
         request = urllib.request.Request(self.url + path, body, given, method=method)  # noqa: S310 - our own server
         try:
-            with _DIRECT.open(request, timeout=60) as answer:
+            with _DIRECT.open(request, timeout=PATIENCE_S) as answer:
                 return Response(answer.status, dict(answer.headers), answer.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -185,20 +187,21 @@ def start_gateway(options: GatewayOptions | None = None, **tiers: WordTier) -> I
         thread = threading.Thread(target=lambda: asyncio.run(serve()), name="gateway")
         thread.start()
         try:
-            assert started.wait(30)
+            assert started.wait(PATIENCE_S)
             yield running[0]
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
 
 
 def client_of(gateway: Gateway, **options: Any) -> openai.OpenAI:
-    """The official client."""
-    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, **options)
+    """The official client. Left to itself it gives a connection 5 s, which a busy machine may need."""
+    given = {"max_retries": 0, "timeout": PATIENCE_S} | options
+    return openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", **given)
 
 
-def until(happens: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def until(happens: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
     """Wait for something that another thread does."""
     give_up_s = time.monotonic() + timeout_s
     while not happens():

@@ -17,7 +17,16 @@ import pytest
 
 from serve.gateway.calls import GatewayOptions
 from serve.generation import Sampling
-from tests.serve.gateway_server import QUESTION, Gateway, WordTier, client_of, error_of, start_gateway, until
+from tests.serve.gateway_server import (
+    PATIENCE_S,
+    QUESTION,
+    Gateway,
+    WordTier,
+    client_of,
+    error_of,
+    start_gateway,
+    until,
+)
 from workloads.errors import ModelUnavailable
 from workloads.placing import FIRST_UNNUMBERED
 from workloads.task import Message
@@ -100,7 +109,9 @@ def test_what_reaches_the_tier(gateway: Gateway) -> None:
 async def _many(gateway: Gateway, count: int) -> tuple[int, int]:
     """`count` calls at once, every other one streamed; returns the tokens of all answers (prompt, completion)."""
     totals = [0, 0]
-    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+    ) as client:
 
         async def call(number: int) -> None:
             words = " ".join(f"word{number}" for _ in range(1 + number % 7))

@@ -20,10 +20,11 @@ from workloads.task import Message
 
 pytestmark = pytest.mark.slow  # loading a model library takes seconds
 
+PATIENCE_S = 240.0  # for what must happen: machines are shared and slow, so this says nothing about speed
 ENDLESS = 1500  # tokens: seconds of work for a model that hardly ever ends its turn
 
 
-def ask(text, max_tokens=12, timeout_s=60.0):
+def ask(text, max_tokens=12, timeout_s=PATIENCE_S):
     """One call as a client would send it."""
     return Ask((Message("user", text),), max_tokens, None, timeout_s)
 
@@ -42,9 +43,8 @@ def spec(folder):
 
 async def ended(replica) -> tuple[int, int]:
     """(waiting, active) calls once the engine had a step to let go of cancelled ones."""
-    for _ in range(200):
-        if replica._model.load() == (0, 0):
-            break
+    until_s = asyncio.get_running_loop().time() + PATIENCE_S
+    while replica._model.load() != (0, 0) and asyncio.get_running_loop().time() < until_s:
         await asyncio.sleep(0.05)
     return replica._model.load()
 
@@ -90,18 +90,21 @@ def test_a_call_that_takes_too_long_ends_with_its_reason_and_frees_its_slot(spec
     async def work(replica):
         late = await replica.complete(ask("slow", ENDLESS, timeout_s=0.2))
         assert await ended(replica) == (0, 0)
-        items = [item async for item in replica.stream(ask("slow", ENDLESS, timeout_s=0.5))]
-        assert await ended(replica) == (0, 0)
-        return late, items, await replica.complete(ask("quick")), replica._meter.totals[:2]
+        streams, limit_s = [], 0.2
+        while not streams or len(streams[-1]) < 2:  # until the time is enough for a piece, however slow this machine is
+            limit_s *= 2
+            streams.append([item async for item in replica.stream(ask("slow", ENDLESS, timeout_s=limit_s))])
+            assert await ended(replica) == (0, 0)
+        return late, streams, await replica.complete(ask("quick")), replica._meter.totals[:2]
 
-    late, items, quick, totals = on_edge(spec, work, max_batch=1)
+    late, streams, quick, totals = on_edge(spec, work, max_batch=1)
     assert isinstance(late, ModelUnavailable)
     assert late.reason == "timeout"
     assert "edge" in str(late)
-    assert isinstance(items[0], str)
-    assert items[-1].reason == "timeout"
+    assert isinstance(streams[-1][0], str)
+    assert {items[-1].reason for items in streams} == {"timeout"}
     assert isinstance(quick, Generation)
-    assert totals == (1, 2)
+    assert totals == (1, 1 + len(streams))
 
 
 def test_a_caller_that_goes_away_frees_its_slot(spec) -> None:
