@@ -148,7 +148,7 @@ def run_fidelity(
 ) -> Fidelity:  # fmt: skip
     """Measure capacity, calibrate, load the real system, and simulate the same.
 
-    The calibration is repeated between the rounds of runs, so that a machine whose speed drifts is measured as it was on average.
+    The calibration is repeated after every round of runs, so that a machine whose speed drifts is measured as it was on average.
     `advance` is told of the seconds measured outside the calibration.
     """
     delays = LinkDelays(subject.scenario, subject.tier, subject.seed, subject.load_trace)
@@ -164,9 +164,8 @@ def run_fidelity(
             say(f"run {run + 1} of {plan.runs}, load {load:.0%}")
             ran.append(_drive(subject, system, delays, load, load * capacity.per_s(), plan.seconds, rng))
             advance(plan.seconds)
-        if run + 1 < plan.runs:
-            say("calibrating again")
-            grid += measure(False)
+        say("calibrating again")
+        grid += measure(False)
     say("simulating the same")
     calibration = _calibration(subject, grid)
     twin = _twin(subject, calibration.fit)

@@ -124,9 +124,9 @@ def fidelity_text(found: Fidelity) -> tuple[str, list[str]]:
     late_s = max(run.lateness_p99_s for run in found.comparisons)
     title = f"tier {subject.tier}: {subject.source} on Ray Serve, asked {asked} in open loop over {links}"
     return title, [
-        f"Medians of {plan.runs} runs with {plan.seconds:g} s of arrivals each; error: simulated over measured,",
-        "less 1, in the median run and in the worst. done/s: answered, from the first",
-        "arrival to the last answer; p50 and p95: end to end, links included.",
+        f"Medians of {plan.runs} runs with {plan.seconds:g} s of arrivals each. error: simulated over measured,",
+        "less 1, median of the runs; worst: that of the worst run. done/s: answered, from",
+        "the first arrival to the last answer. p50, p95: end to end, links included.",
         f"capacity ({found.capacity.callers} callers, closed loop): {check_text(found.capacity)}",
         f"load generator: late by at most {late_s * 1e3:.1f} ms (p99)",
         f"calibration: {_term('prefill', fit.prefill)}",

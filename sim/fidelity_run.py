@@ -49,12 +49,11 @@ def compare(
     """Calibrate, then load the tier and simulate the same. Raises InputError before anything starts, where it can."""
     plan.check()
     subject = subject_of(loaded.scenario, loaded.path, tier, whole_runs=whole_runs)
-    LinkDelays(
-        subject.scenario, subject.tier, subject.seed, subject.load_trace
-    )  # links whose delays cannot be injected
+    # Links whose delays cannot be injected are found out now.
+    LinkDelays(subject.scenario, subject.tier, subject.seed, subject.load_trace)
     with _opened(open_tier, subject, plan.cell_s, console) as (live, bar):
         driven_s = (1 + plan.runs * len(plan.loads)) * plan.seconds
-        bar.start(plan.runs * live.cells * plan.cell_s + driven_s)
+        bar.start((plan.runs + 1) * live.cells * plan.cell_s + driven_s)
         return run_fidelity(subject, live.system, live.measure, plan, bar.say, bar.advance)
 
 

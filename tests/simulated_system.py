@@ -52,13 +52,18 @@ class SimulatedSystem:
         workload = BuiltWorkload(requests, requests, agent, ScriptedBackend(_answer), due_s)
         records = simulate(scenario, workload, AllSlm(PolicyOptions()), 1, lambda file: load_trace(file, NOWHERE))
         calls: dict[int, list[TimedCall]] = {}
+        answered_s: dict[int, float] = {}
         for row in rows(records.subtasks):
             if row["tier"] >= 0:
                 calls.setdefault(row["request"], []).append(self._call(row))
+                answered_s[row["request"]] = row["end_s"]
         return [
-            TimedRequest(task.id, row["arrival_s"], row["arrival_s"], row["end_s"], tuple(calls[row["request"]]))
+            TimedRequest(
+                task.id, row["arrival_s"], row["arrival_s"], row["end_s"], tuple(calls[row["request"]]),
+                last_tool_s=row["end_s"] - answered_s[row["request"]],
+            )
             for task, row in zip(requests, rows(records.requests), strict=True)
-        ]
+        ]  # fmt: skip
 
     def _call(self, row: dict[str, Any]) -> TimedCall:
         first, second = 1.0 + self._noise * self._rng.standard_normal(2)  # no clock shows the same time twice
