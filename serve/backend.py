@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 from types import TracebackType
 
-from serve.generation import Generation, ModelSpec, Sampling
+from serve.cloud import UpstreamSpec
+from serve.generation import Generation, Sampling
 from serve.replicas.asking import ReplicaStats, Reply
 from serve.replicas.failures import unavailable
 from serve.replicas.tier_client import Pending, TierClient
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable, suggest
 from workloads.task import Completion, Message, ModelCall
-
-_CHUNKS_PER_REPLICA = 3
-"""Requests of `submit_many` on their way to a replica: one being answered, one whose calls fill its freed slots, one arriving."""
 
 GREEDY = Sampling()
 
@@ -39,10 +37,15 @@ class RayServeBackend:
         self._clients, self._sampling, self._retries = dict(clients), sampling, retries
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._lock = Lock()
+        self._closed = False
 
-    def submit(self, call: ModelCall, model: str) -> LiveHandle:
+    def submit(self, call: ModelCall, model: str) -> LiveHandle | LiveFuture:
         """Send `call` to `model` and return at once. Raises InputError for a model that is not deployed."""
         client = self._client(model)
+        if isinstance(
+            client.tier.model, UpstreamSpec
+        ):  # only as many as its limits let pass: no call's time is lost waiting
+            return self.submit_many([(call, model)])[0]
         messages, max_tokens = _conversation(call, client)
         limit_s = client.tier.request_timeout_s
         return LiveHandle(model, partial(client.start, messages, max_tokens, self._sampling), limit_s, self._retries)
@@ -50,9 +53,9 @@ class RayServeBackend:
     def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> list[LiveFuture]:
         """Send many (call, model) and return at once; handles in the same order.
 
-        Calls of a model travel together, as many as fit in a batch, which costs a fraction of a Serve request each; they are
-        sent as earlier ones return, and a call's time counts from when it is sent. For work that waits for all of it: an answer
-        comes back with the others it travelled with.
+        Calls of a model travel together, `bulk_calls` of its tier at a time, which costs a fraction of a Serve request each; they
+        are sent as earlier ones return, and a call's time counts from when it is sent. For work that waits for all of it: an
+        answer comes back with the others it travelled with.
         """
         futures: list[Future[Reply]] = [Future() for _ in calls]
         by_model: dict[str, list[int]] = {}
@@ -60,7 +63,7 @@ class RayServeBackend:
             by_model.setdefault(model, []).append(index)
         for model, indexes in by_model.items():
             client = self._client(model)
-            size = client.tier.max_batch
+            size = client.tier.bulk_calls
             for start in range(0, len(indexes), size):
                 chunk = indexes[start : start + size]
                 asked = [_conversation(calls[i][0], client) for i in chunk]
@@ -79,6 +82,7 @@ class RayServeBackend:
 
     def close(self) -> None:
         """Send nothing more: what `submit_many` has not sent yet fails as cancelled."""
+        self._closed = True
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -101,19 +105,26 @@ class RayServeBackend:
     def _pool(self, client: TierClient) -> ThreadPoolExecutor:
         with self._lock:
             if client.model not in self._pools:
-                threads = _CHUNKS_PER_REPLICA * client.tier.first_replicas
-                name = f"send-{client.tier.name}"
+                threads, name = client.tier.bulk_requests, f"send-{client.tier.name}"
                 self._pools[client.model] = ThreadPoolExecutor(threads, thread_name_prefix=name)
             return self._pools[client.model]
 
     def _send(self, client: TierClient, asked: Sequence[Conversation], futures: Sequence[Future[Reply]]) -> None:
         """Answer one chunk; runs in a thread of the pool, whose number is what keeps the replicas busy but not flooded."""
-        for _ in range(self._retries + 1):
+        wanted = [future.set_running_or_notify_cancel() for future in futures]
+        if not any(wanted):
+            return  # all were cancelled before they were sent
+        retries = self._retries
+        while True:
             replies = client.complete_many(asked, self._sampling)
-            if not any(_died(reply) for reply in replies):
+            if any(map(_not_sent, replies)) and not self._closed:
+                continue  # our own limits held it back: no failure, and its time begins anew
+            if retries == 0 or not any(map(_died, replies)):
                 break
+            retries -= 1
         for future, reply in zip(futures, replies, strict=True):
-            future.set_result(reply)
+            if not future.cancelled():
+                future.set_result(reply)
 
 
 class LiveHandle:
@@ -147,7 +158,14 @@ class LiveFuture:
 
     def result(self) -> Completion:
         """Wait for the answer; ModelUnavailable if there is none. Always the same when asked again."""
-        return _completion(self._model, self._future.result())
+        try:
+            return _completion(self._model, self._future.result())
+        except CancelledError:
+            raise ModelUnavailable("cancelled", self._model) from None
+
+    def cancel(self) -> None:
+        """Give the call up if it has not been sent; what is under way may be paid for, and goes on to its end."""
+        self._future.cancel()
 
 
 def _see_to_the_end(answers: Sequence[Future[Reply]], sending: Future[None]) -> None:
@@ -163,10 +181,12 @@ def _died(reply: Reply) -> bool:
     return isinstance(reply, ModelUnavailable) and reply.reason == "replica-died"
 
 
+def _not_sent(reply: Reply) -> bool:
+    return isinstance(reply, ModelUnavailable) and reply.reason == "own-limit"
+
+
 def _conversation(call: ModelCall, client: TierClient) -> Conversation:
-    spec = client.tier.model
-    limit = min(call.max_tokens, spec.max_tokens) if isinstance(spec, ModelSpec) else call.max_tokens
-    return call.messages, limit
+    return call.messages, min(call.max_tokens, client.tier.model.max_tokens)
 
 
 def _completion(model: str, reply: Reply) -> Completion:

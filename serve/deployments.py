@@ -14,6 +14,7 @@ from workloads.errors import InputError, suggest
 WHERE = ("edge", "cloud")
 _LOOK_BACK_S = 11.0
 """Over which Serve's autoscaler averages the load, at least: more than the 10 s between two reports of it."""
+_CHUNKS_PER_REPLICA = 3  # one being answered, one whose calls fill its freed slots, one arriving
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -112,6 +113,19 @@ class TierDeployment:
     def max_ongoing(self) -> int:
         """Requests Serve hands to one replica at once: a full batch, and a quarter more so that no slot waits for the network."""
         return self.max_batch + max(2, self.max_batch // 4)
+
+    @property
+    def bulk_calls(self) -> int:
+        """Calls of bulk work that share a Serve request, and are lost together: a batch for an engine, one where each costs money."""
+        return 1 if isinstance(self.model, UpstreamSpec) else self.max_batch
+
+    @property
+    def bulk_requests(self) -> int:
+        """Serve requests of bulk work on their way at once: what keeps all replicas busy, and what an upstream's limits let pass."""
+        if not isinstance(self.model, UpstreamSpec):
+            return _CHUNKS_PER_REPLICA * self.first_replicas
+        per_min = self.model.requests_per_min
+        return self.first_replicas * (self.max_batch if per_min is None else max(1, min(self.max_batch, int(per_min))))
 
     def serve_options(self) -> dict[str, Any]:
         """The keyword arguments of `Deployment.options`, placement aside."""

@@ -25,8 +25,9 @@ class UpstreamSpec:
         twice as much the next time and so on up to max_backoff_s.
     concurrency: attempts in flight at once.
     requests_per_min, tokens_per_min: limits over any 60 s; tokens are prompt and answer together. None: no limit.
-    max_usd: a hard limit on spending; needs the prices.
+    max_usd: a hard limit on spending; needs prices above 0, or no call would ever come nearer to it.
     input_usd_per_mtok, cached_input_usd_per_mtok, output_usd_per_mtok: dollars per million tokens; cached None: as input.
+    max_tokens: the answer's limit where a call names none.
     logprobs: ask for log-probabilities. stream: `complete` streams too, which measures the time to the first token.
     limit_field: what the upstream calls the limit on answer tokens; OpenAI's newer models want "max_completion_tokens".
     tool_role: the role under which observations of tools are sent; APIs take "tool" only after their own tool calls.
@@ -47,6 +48,7 @@ class UpstreamSpec:
     input_usd_per_mtok: float | None = None
     cached_input_usd_per_mtok: float | None = None
     output_usd_per_mtok: float | None = None
+    max_tokens: int = 1024
     logprobs: bool = False
     stream: bool = False
     limit_field: str = "max_tokens"
@@ -68,7 +70,7 @@ class UpstreamSpec:
             "output_usd_per_mtok",
         ):
             self._check_number(name)
-        for name, low, high in (("max_retries", 0, 100), ("concurrency", 1, 1000)):
+        for name, low, high in (("max_retries", 0, 100), ("concurrency", 1, 1000), ("max_tokens", 1, 10_000_000)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise InputError(
@@ -80,9 +82,12 @@ class UpstreamSpec:
         ):
             if getattr(self, name) not in allowed:
                 raise InputError(f"upstream {name}", f"found {getattr(self, name)!r}", f"Allowed: {', '.join(allowed)}")
-        if self.max_usd is not None and (self.input_usd_per_mtok is None or self.output_usd_per_mtok is None):
-            remedy = "Set input_usd_per_mtok and output_usd_per_mtok, or leave max_usd out"
-            raise InputError("upstream max_usd", "a limit on dollars without prices", remedy)
+        if self.max_usd is not None and not (self.input_usd_per_mtok and self.output_usd_per_mtok):
+            prices = f"input {self.input_usd_per_mtok or 0:g}, output {self.output_usd_per_mtok or 0:g} USD per million tokens"
+            remedy = "Set input_usd_per_mtok and output_usd_per_mtok to what the upstream asks, or leave max_usd out"
+            raise InputError(
+                "upstream max_usd", f"a limit on dollars without prices ({prices}) would never be reached", remedy
+            )
 
     def usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
         """The price of an answer; 0 without prices."""
