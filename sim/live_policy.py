@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 from sim.attempt import wrong_placement
 from sim.cost import TierRates
 from sim.environment import FastEnvironment
-from sim.policies import policy_class
+from sim.policies import bring, file_of
 from sim.policies.base import Observation, Placement, RoutingPolicy, Study, TierView
 from sim.records import RequestRow, SubtaskRow
 from sim.scenario import Scenario
@@ -176,19 +176,16 @@ class _Request(NamedTuple):
     attempts: tuple[SubtaskRow, ...] = ()
 
 
-class _Source:
-    """Where a policy's class comes from. Unpickled before the policy, it has loaded the class from its file by then."""
+class _Origin:
+    """The file (path and text) of a policy's class, if it has one. Unpickled before the policy, it brings the class along."""
 
-    def __init__(self, name: str, base_dir: Path) -> None:
-        self._name, self._base_dir = name, base_dir
+    def __init__(self, file: tuple[str, bytes] | None) -> None:
+        self._file = file
+        if file is not None:
+            bring(*file)
 
-    def __reduce__(self) -> tuple[Any, tuple[str, Path]]:
-        return _loaded_source, (self._name, self._base_dir)
-
-
-def _loaded_source(name: str, base_dir: Path) -> _Source:
-    policy_class(name, base_dir)
-    return _Source(name, base_dir)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _Origin, (self._file,)
 
 
 class LivePolicy:
@@ -198,10 +195,15 @@ class LivePolicy:
     later, and the policy is told by `learn` with status `unknown` and no score.
     """
 
-    def __init__(self, policy: RoutingPolicy, name: str, base_dir: Path) -> None:
-        self._source = _Source(name, base_dir)  # before the policy: see there
+    def __init__(self, policy: RoutingPolicy) -> None:
+        self._origin = _Origin(file_of(policy))  # before the policy: see there
         self._policy = policy
         self._requests: OrderedDict[int, _Request] = OrderedDict()
+
+    @property
+    def kind(self) -> type[RoutingPolicy]:
+        """The policy's class."""
+        return type(self._policy)
 
     def knows(self, request: int) -> bool:
         """Whether the request's first call was placed here."""

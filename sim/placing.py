@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 
 from sim.cells import PolicyVariant, expand_policies
 from sim.live_policy import LivePolicy, LiveWorld, StudyOnDemand
-from sim.policies import build_policy, policy_class
+from sim.policies import build_policy, with_options
+from sim.policies.base import RoutingPolicy
 from sim.scenario import Scenario
 from sim.study import rates_of, tier_views
 from sim.workload import BuiltWorkload
@@ -61,7 +62,7 @@ class PolicyPlacer:
         for variant in self._variants:
             policy = build_policy(variant.policy, variant.options, scenario_path.parent)
             policy.prepare(study.as_study())
-            self._listed[variant.name] = LivePolicy(policy, variant.policy, scenario_path.parent)
+            self._listed[variant.name] = LivePolicy(policy)
         # Only a policy that studied the tasks can know one again.
         self._tasks = {task.prompt: task for task in reversed(study.tasks) if task.prompt} if study.looked_into else {}
         self._names = self._name_table()
@@ -141,12 +142,32 @@ class PolicyPlacer:
         with self._preparing:
             ready = self._unlisted.get(variant.name)
             if ready is None:
-                policy = build_policy(variant.policy, variant.options, self._path.parent)
-                policy.prepare(StudyOnDemand(self._scenario, self._path, self._seed).as_study())
-                ready = self._unlisted[variant.name] = LivePolicy(policy, variant.policy, self._path.parent)
+                ready = self._unlisted[variant.name] = LivePolicy(self._trained(variant))
                 while len(self._unlisted) > _MOST_UNLISTED:
                     self._unlisted.popitem(last=False)
         return ready
+
+    def _trained(self, variant: PolicyVariant) -> RoutingPolicy:
+        """A policy with an unlisted value, ready. The files it studies may not lie where this went."""
+        policy = with_options(self._kind(variant), variant.policy, variant.options)
+        try:
+            policy.prepare(StudyOnDemand(self._scenario, self._path, self._seed).as_study())
+        except InputError as error:
+            if error.place.startswith("policy"):
+                raise
+            problem = (
+                f"{variant.name!r} is not trained, and what it would learn from cannot be read where the gateway runs"
+            )
+            listed = [other.name for other in self._variants if other.family == variant.family]
+            remedy = (
+                f"Ask for {' or '.join(PREFIX + name for name in listed)}, or list the value in the scenario's policies"
+            )
+            raise InputError("policy", problem, remedy) from error
+        return policy
+
+    def _kind(self, variant: PolicyVariant) -> type[RoutingPolicy]:
+        """The class behind a policy of the scenario, whose file may not lie where this went."""
+        return next(self._listed[other.name].kind for other in self._variants if other.policy == variant.policy)
 
     # --------------------------------------------------------------------------------------------------------- names
 
@@ -154,7 +175,7 @@ class PolicyPlacer:
         """Model name -> what it stands for; of two that could have a name the first one has it."""
         table: dict[str, _Named] = {}
         for variant in self._variants:
-            kind = policy_class(variant.policy, self._path.parent)
+            kind = self._kind(variant)
             long, short = PREFIX + variant.name, ""
             if kind.knob is not None:
                 default = kind.Options.model_fields[kind.knob].default
@@ -190,12 +211,12 @@ class PolicyPlacer:
 
     def _with_knob(self, base: PolicyVariant, value: int | float | str) -> PolicyVariant:
         """The family's first policy with another value of its knob."""
-        kind, base_dir = policy_class(base.policy, self._path.parent), self._path.parent
+        kind = self._kind(base)
         if kind.knob is None:
             raise InputError("model", f"{base.family!r} has no value to choose", f"Ask for {PREFIX}{base.name}")
         options = {**base.options, kind.knob: value}
         try:
-            build_policy(base.policy, options, base_dir).check(tier_views(self._scenario, rates_of(self._scenario)))
+            with_options(kind, base.policy, options).check(tier_views(self._scenario, rates_of(self._scenario)))
         except InputError as error:
             problem = f"{base.family!r} does not allow {kind.knob} = {value!r}"
             raise InputError("model", problem, _range_of(kind.Options, kind.knob) or error.remedy.rstrip(".")) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -250,6 +251,71 @@ def test_travels_to_another_process(placer: PolicyPlacer, loaded: LoadedScenario
     command = [sys.executable, "-c", code, str(tmp_path / "placer.pkl")]
     there = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=240)
     assert there.stdout.strip() == repr(here)
+
+
+LEARNS = '''
+"""A policy of one's own that learns."""
+
+from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
+
+
+class Options(PolicyOptions):
+    """What can be set."""
+
+    share: float = 0.5
+
+
+class Learns(RoutingPolicy):
+    """Runs large what it has studied."""
+
+    Options = Options
+    knob = "share"
+
+    def prepare(self, study: Study) -> None:
+        """Look into the recording."""
+        self.known = len(study.tasks)
+
+    def place(self, seen: Observation) -> Placement:
+        """Large."""
+        return Placement(seen.large if self.known == 12 else seen.small)
+'''
+
+
+def test_travels_to_a_machine_without_the_scenarios_files(tmp_path: Path, loaded: LoadedScenario) -> None:
+    """A policy's file goes along; one that must be trained anew says that it cannot be, and what to ask for instead."""
+    folder = tmp_path / "here"
+    shutil.copytree(loaded.path.parent, folder)
+    (folder / "learns.py").write_text(LEARNS, encoding="utf-8")
+    start, end = SCENARIO.index("policies:"), SCENARIO.index("seeds:")
+    policies = "policies: ['alternate.py:Alternate', {policy: 'learns.py:Learns', share: [0.5, 1.0]}]\n"
+    scenario = load_text(folder, SCENARIO[:start] + policies + SCENARIO[end:])
+    placer = PolicyPlacer(scenario.variants[0].scenario, scenario.path)
+    assert placer.place("isthmus/Learns@0.7", 1, call_of((Message("user", "hi"),)), IDLE).tier == "cloud"
+    (tmp_path / "placer.pkl").write_bytes(cloudpickle.dumps(placer))
+    shutil.rmtree(folder)
+    code = (
+        "import cloudpickle, pickle, sys\n"
+        "from workloads.errors import InputError\n"
+        "from workloads.placing import call_of\n"
+        "from workloads.task import Message\n"
+        "placer = pickle.loads(cloudpickle.dumps(pickle.load(open(sys.argv[1], 'rb'))))\n"
+        "for name in sys.argv[2:]:\n"
+        "    try:\n"
+        "        print(placer.place(name, 1, call_of((Message('user', 'hi'),)), {}).tier)\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    names = ["isthmus/Alternate", "isthmus/Learns@1", "isthmus/Learns@0.7", "isthmus/Alternate@2"]
+    command = [sys.executable, "-c", code, str(tmp_path / "placer.pkl"), *names]
+    there = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert not there.returncode, there.stderr
+    own, listed, unlisted, valueless = there.stdout.splitlines()
+    assert (own, listed) == ("edge", "cloud")
+    assert unlisted == (
+        "policy: 'Learns@0.7' is not trained, and what it would learn from cannot be read where the gateway runs. "
+        "Ask for isthmus/Learns(share=0.5) or isthmus/Learns(share=1), or list the value in the scenario's policies"
+    )
+    assert "has no value to choose" in valueless
 
 
 def test_signals(loaded: LoadedScenario) -> None:

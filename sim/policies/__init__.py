@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from functools import cache
-from importlib.machinery import SourceFileLoader
+from importlib.abc import SourceLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,7 +66,11 @@ def _is_file(path: Path) -> bool:
 
 def build_policy(name: str, options: Mapping[str, Any], base_dir: Path) -> RoutingPolicy:
     """A policy with its options set; raises InputError for an unknown policy, or an option that is unknown or out of range."""
-    policy = policy_class(name, base_dir)
+    return with_options(policy_class(name, base_dir), name, options)
+
+
+def with_options(policy: type[RoutingPolicy], name: str, options: Mapping[str, Any]) -> RoutingPolicy:
+    """As `build_policy`, for a class in hand; messages call it `name`."""
     try:
         return policy(policy.Options.model_validate(dict(options)))
     except ValidationError as error:
@@ -79,24 +83,47 @@ def build_policy(name: str, options: Mapping[str, Any], base_dir: Path) -> Routi
         raise InputError(f"policy {name!r}, option {option!r}", problem, f"{first['msg']}.") from None
 
 
-class _SourceOnly(SourceFileLoader):
-    """Compiles the file each time: no byte code is left beside it, and none that is stale is used."""
+class _FromText(SourceLoader):
+    """Runs a file's text as a module. No byte code is left beside the file, and none that is stale is used."""
 
-    def path_stats(self, path: str | bytes) -> Mapping[str, Any]:
-        """Answer that byte code cannot be kept."""
-        raise OSError
+    def __init__(self, path: str, text: bytes) -> None:
+        self.path, self.text = path, text
+
+    def get_filename(self, fullname: str) -> str:
+        """The file, which need not be on this machine."""
+        del fullname
+        return self.path
+
+    def get_data(self, path: str) -> bytes:
+        """The text."""
+        del path
+        return self.text
 
 
 @cache
 def _run_file(path: Path, modified_ns: int) -> ModuleType:
     """The file as a module; run once per process, and again when it was modified."""
-    name = f"policy_file_{path.stem}_{hashlib.sha256(f'{path} {modified_ns}'.encode()).hexdigest()[:12]}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module  # annotations and docstrings of its classes are looked up there
-    linecache.checkcache(str(path))
+    del modified_ns
     try:
-        _SourceOnly(name, str(path)).exec_module(module)
+        text = path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read ({error.strerror})", "Name a Python file") from None
+    linecache.checkcache(str(path))
+    return _run_text(str(path), text)
+
+
+def _run_text(path: str, text: bytes) -> ModuleType:
+    """A policy file's text as a module, under a name that belongs to this file with this text in every process."""
+    digest = hashlib.sha256(b"\0".join((path.encode(), text))).hexdigest()
+    name = f"policy_file_{Path(path).stem}_{digest[:12]}"
+    module = sys.modules.get(name)
+    if module is not None:
+        return module
+    module = ModuleType(name)
+    module.__file__, module.__loader__ = path, _FromText(path, text)
+    sys.modules[name] = module  # annotations and docstrings of its classes are looked up there
+    try:
+        module.__loader__.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         message = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -105,11 +132,22 @@ def _run_file(path: Path, modified_ns: int) -> ModuleType:
     return module
 
 
-def _line(error: BaseException, path: Path) -> int:
+def file_of(policy: RoutingPolicy) -> tuple[str, bytes] | None:
+    """(path, text) of the file that a policy's class was loaded from; None for one of this package."""
+    loader = getattr(sys.modules[type(policy).__module__], "__loader__", None)
+    return (loader.path, loader.text) if isinstance(loader, _FromText) else None
+
+
+def bring(path: str, text: bytes) -> None:
+    """Have the classes of a policy file in this process, so that policies made elsewhere can be unpickled. The file may be absent."""
+    _run_text(path, text)
+
+
+def _line(error: BaseException, path: str) -> int:
     """The line of the file where an error came up."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    if isinstance(error, SyntaxError) and error.filename == path:
         return error.lineno or 1
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     return (lines[-1] if lines else None) or 1
 
 
