@@ -22,6 +22,9 @@ from workloads.bandwidth import BandwidthTrace
 from workloads.errors import InputError
 from workloads.task import Completion, ModelCall
 
+_NOT_MEASURED = (
+    "Use service_time: profile, or answers with their seconds: live ones, or a recording made with --timings"
+)
 TraceLoader = Callable[[BandwidthFile], BandwidthTrace]
 
 
@@ -72,12 +75,12 @@ class TierRuntime:
     def _service_s(self, answer: Completion, request: int, position: int) -> float | None:
         """Given service seconds; None where the server works them out from its profile."""
         if self._measured:
-            measured_s = answer.prefill_s + answer.decode_s
-            if measured_s == measured_s:
-                return measured_s
-            if self.spec.device is not None:
-                problem = f"the answers of {self.model_name!r} hold no measured times"
-                raise InputError("field inference.service_time", problem, "Use service_time: profile")
+            # An API that is not asked for a stream tells no first token: all its seconds are in `decode_s`.
+            prefill_s = answer.prefill_s if answer.prefill_s == answer.prefill_s else 0.0
+            if answer.decode_s != answer.decode_s:
+                problem = f"the answers of {self.model_name!r} (tier {self.name}) hold no measured times"
+                raise InputError("field inference.service_time", problem, _NOT_MEASURED)
+            return prefill_s + answer.decode_s
         mean_s = self._mean_s
         if mean_s is not None and self._exponential:
             return -mean_s * math.log(self._draws.uniform(request, position))

@@ -23,6 +23,7 @@ from tests.helpers import (
     spaced,
     task,
 )
+from workloads.errors import InputError
 from workloads.task import Attachment
 
 HOME_EDGE = link("home", "edge")
@@ -93,6 +94,25 @@ def test_a_measured_answer_takes_its_measured_time() -> None:
     world = scenario(EDGE_ONLY, inference={"service_time": "measured"})
     records = run(world, [task(Step(prefill_s=0.7, decode_s=0.8))], always("edge"))
     assert phases(rows(records.subtasks)[0]) == [("prefill_s", 0.7), ("decode_s", 0.8)]
+
+
+@pytest.mark.parametrize("kind", ["slots", "endpoint", "device"])
+def test_an_answer_without_a_first_token_takes_its_whole_time(kind: str) -> None:
+    """An API that does not stream tells one time for all: that is how long service takes, behind whatever kind of tier."""
+    kinds = {"slots": slots(), "endpoint": api(), "device": device()}
+    world = scenario({"cloud": kinds[kind]}, inference={"service_time": "measured"})
+    (row,) = rows(run(world, [task(Step(decode_s=1.5))], always("cloud")).subtasks)
+    assert row["prefill_s"] + row["decode_s"] == pytest.approx(1.5)
+    assert row["end_s"] - row["start_s"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("kind", ["slots", "endpoint", "device"])
+def test_a_measured_time_that_is_missing_is_said(kind: str) -> None:
+    """No tier falls back on its profile unasked."""
+    kinds = {"slots": slots(), "endpoint": api(), "device": device()}
+    world = scenario({"cloud": kinds[kind]}, inference={"service_time": "measured"})
+    with pytest.raises(InputError, match=r"'cloud' \(tier cloud\) hold no measured times.*service_time: profile"):
+        run(world, [task(Step(prefill_s=0.4))], always("cloud"))
 
 
 def test_subtasks_follow_one_another() -> None:
