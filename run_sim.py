@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from serve.nodes.commands import cluster
-from sim.commands import commands
+from sim.commands import ScenarioFile, Settings, commands
 from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
@@ -29,11 +29,6 @@ if TYPE_CHECKING:
 console = Console(stderr=True)
 RESULTS = Path("results")
 
-ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario YAML file.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. workload.requests=50; repeatable."),
-]
 ClusterAddress = Annotated[
     str | None, typer.Option("--address", metavar="ADDR", help="Ray cluster to use: auto, or host:port.")
 ]
@@ -172,14 +167,18 @@ def record(
     Without --counterfactual only what the scenario's policies ask is recorded; with it any policy can be replayed. An
     interrupted recording goes on where it stopped.
     """
+    from serve.fingerprint import fingerprints
     from sim.loading import load_scenario
     from sim.recording_plan import plan_recording
     from sim.recording_run import record as record_answers
 
     loaded = load_scenario(scenario, [*(settings or []), "inference.backend=serve"])
     plan_recording(loaded, out, counterfactual, tasks, timings, "greedy", {})  # bad arguments, before any model starts
+    weights = fingerprints(deployments(loaded.scenario, loaded.path))
     with live_models(loaded, address)(loaded.scenario) as backend:
-        made = record_answers(loaded, backend, out, counterfactual, tasks, timings, console, max_answers=max_answers)
+        made = record_answers(
+            loaded, backend, out, counterfactual, tasks, timings, console, max_answers=max_answers, fingerprints=weights
+        )
     for model, accuracy in made.accuracy.items():
         print(f"{model} alone: {accuracy:.1%} right")
     print(f"recording: {made.path} ({made.tasks:,} tasks, {made.answers:,} answers, {made.bytes / 1e6:.1f} MB)")
@@ -275,20 +274,6 @@ def fidelity(
     print(title)
     Console().print(fidelity_table(found))
     print("\n".join(notes))
-
-
-@app.command()
-def validate(scenario: ScenarioFile, settings: Settings = None) -> None:
-    """Check a scenario, everything it names and every point of its sweep, without running it."""
-    from sim.cells import expand_cells
-    from sim.loading import load_scenario
-    from sim.run_store import RunStore
-
-    loaded = load_scenario(scenario, settings or [])
-    cells = expand_cells(loaded)
-    store = RunStore(RESULTS, loaded, cells)
-    requests = sum(cell.scenario.workload.requests for cell in cells)
-    print(f"{scenario}: valid. {len(cells)} cells, {requests:,} requests, run id {store.run_id}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,26 @@ from rich.console import Console
 
 commands = typer.Typer()
 
+ScenarioFile = Annotated[Path, typer.Argument(metavar="SCENARIO", help="Scenario YAML file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a field, e.g. workload.requests=50; repeatable."),
+]
+
+
+@commands.command()
+def validate(scenario: ScenarioFile, settings: Settings = None) -> None:
+    """Check a scenario, everything it names and every point of its sweep, without running it."""
+    from sim.cells import expand_cells
+    from sim.loading import load_scenario
+    from sim.run_store import RunStore
+
+    loaded = load_scenario(scenario, settings or [])
+    cells = expand_cells(loaded)
+    store = RunStore(Path("results"), loaded, cells)
+    requests = sum(cell.scenario.workload.requests for cell in cells)
+    typer.echo(f"{scenario}: valid. {len(cells)} cells, {requests:,} requests, run id {store.run_id}")
+
 
 @commands.command()
 def schema() -> None:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -151,10 +151,9 @@ class Journal:
             raise InputError(
                 str(self.path), "is not a journal of this Isthmus", "Remove it, or name another file to record into"
             ) from None
-        names = [name for name in sorted({*found, *of}) if found.get(name) != of.get(name)]
         raise InputError(
             str(self.path),
-            f"keeps the answers of another recording: {'; '.join(_difference(n, found.get(n), of.get(n)) for n in names)}",
+            f"keeps the answers of another recording: {'; '.join(_differences(found, of))}",
             "Finish that recording, remove its journal, or name another file to record into",
         )
 
@@ -174,6 +173,16 @@ class Journal:
 
 def _digest(of: Any) -> str:
     return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any], place: str = "") -> Iterator[str]:
+    """Every field that is not the same, down to the innermost: a long one that differs at its end would not show it."""
+    for name in sorted({*found, *wanted}):
+        one, other, field = found.get(name), wanted.get(name), f"{place}{name}"
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, f"{field}.")
+        elif one != other:
+            yield _difference(field, one, other)
 
 
 def _difference(name: str, found: Any, wanted: Any) -> str:

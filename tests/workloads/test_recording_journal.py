@@ -105,7 +105,7 @@ def test_a_damaged_line_costs_no_other(
         ({**OF, "sampling": "temperature 1"}, """its 'sampling' is "greedy", now it is "temperature 1\""""),
         (
             {"models": {"slm": {"source": "other"}}, "sampling": "greedy"},
-            """its 'models' is {"slm": {"source": "pair/slm"}}""",
+            """its 'models.slm.source' is "pair/slm", now it is "other\"""",
         ),
         ({**OF, "timings": True}, "its 'timings' is null, now it is true"),
     ],
