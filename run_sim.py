@@ -196,6 +196,7 @@ def serve(
 
     A name such as isthmus/random@0.5 places each call by that policy. Policies that learn do so from the scenario's recording.
     """
+    from serve.gateway.calls import GatewayOptions
     from serve.gateway.run import check_port, run_gateway
     from sim.loading import load_scenario
     from sim.placing import PolicyPlacer
@@ -212,7 +213,9 @@ def serve(
         print(f"serving {url}/v1 (Ctrl-C ends it)\nmodels: {', '.join(placer.names())}", flush=True)
 
     local_nodes = (nodes.edge, nodes.cloud)
-    run_gateway(placer, tiers, host, port, address=address, local_nodes=local_nodes, on_ready=announce)
+    client = loaded.scenario.client
+    options = GatewayOptions(client.timeout_s, client.attempt_timeout_s)
+    run_gateway(placer, tiers, host, port, address=address, local_nodes=local_nodes, options=options, on_ready=announce)
 
 
 @app.command()

@@ -48,7 +48,7 @@ class Charge(NamedTuple):
 
 
 class Placer(Protocol):
-    """Decides for calls under the model names it offers. One thread at a time may call `place`.
+    """Decides for calls under the model names it offers. One thread at a time may call `place` or `charge`.
 
     It travels to the gateway's process by cloudpickle, so it holds plain data and policies.
     """

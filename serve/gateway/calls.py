@@ -1,75 +1,44 @@
 """What happens to one chat call behind the gateway's HTTP: place it, ask the tier, go elsewhere if that fails, charge it.
 
-Nothing here knows HTTP or Ray. Tiers stand behind `TierHandle`, decisions behind `workloads.placing.Placer`.
+Nothing here knows HTTP or Ray. Tiers stand behind `attempts.TierHandle`, decisions behind `workloads.placing.Placer`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, TypeVar
 
+from serve.gateway.attempts import GRACE_S, Attempts, Lost, Placed, TierHandle
 from serve.gateway.openai_answers import finite, reason_of, retry_after, unavailable
 from serve.gateway.openai_protocol import ApiError, ChatRequest
-from serve.generation import Generation, Sampling
+from serve.generation import Generation
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable
-from workloads.placing import Charge, Decision, Placer, TierLoad, call_of, request_number
-from workloads.task import Completion, Message, ModelCall
+from workloads.placing import Charge, Placer, TierLoad, call_of, request_number
+from workloads.task import Completion
 
 _LOG = logging.getLogger(__name__)
 _TOKENS_UNLESS_TOLD = 1024
 """What a policy takes for the limit of an answer that names none."""
-_GRACE_S = 2.0
-"""A tier that keeps no time of its own is given up this much later than it was told."""
-
-
-class TierHandle(Protocol):
-    """A tier as the gateway sees it: one model behind any number of replicas.
-
-    `generate` and `stream` raise ModelUnavailable with its reason, stop at once when they are cancelled or closed, and take None
-    for the model's own limit or sampling.
-    """
-
-    @property
-    def model(self) -> str:
-        """The name of its model."""
-        ...
-
-    @property
-    def capacity(self) -> int:
-        """Calls it can answer at the same time."""
-        ...
-
-    async def generate(
-        self, messages: tuple[Message, ...], max_tokens: int | None, sampling: Sampling | None, timeout_s: float
-    ) -> Generation:
-        """The whole answer."""
-        ...
-
-    def stream(
-        self, messages: tuple[Message, ...], max_tokens: int | None, sampling: Sampling | None, timeout_s: float
-    ) -> AsyncGenerator[str | Generation, None]:
-        """The pieces of the text as they come, then the whole as a Generation."""
-        ...
-
-    async def health(self) -> str:
-        """Empty while a healthy replica is there, else what is wrong."""
-        ...
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
     """What the gateway allows. Times in seconds.
 
-    timeout_s: a call that takes longer, fail-over included, is answered with 504. attempt_timeout_s: a tier that takes longer
-    counts as failed; None leaves it `timeout_s`. fail_over: whether other tiers are tried. max_in_flight: calls at the same time;
-    more are answered with 429. max_body_bytes, body_timeout_s: of a request's body. health_timeout_s: of a tier's health.
-    key_sha256: of the key that clients must show, None for none; the key itself goes nowhere.
+    timeout_s: a call that takes longer, decision and fail-over included, is answered with 504. attempt_timeout_s: a tier that
+    takes longer counts as failed, as one does that takes longer than its own `request_timeout_s`; None leaves it at that.
+    fail_over: whether other tiers are tried. max_in_flight: calls at the same time; more are answered with 429. max_body_bytes,
+    body_timeout_s: of a request's body. send_timeout_s: a client that takes nothing of its answer for so long is hung up on.
+    health_timeout_s: of a tier's health. key_sha256: of the key that clients must show, None for none; the key itself goes
+    nowhere.
     """
 
     timeout_s: float = 300.0
@@ -78,20 +47,9 @@ class GatewayOptions:
     max_in_flight: int = 1000
     max_body_bytes: int = 4_000_000
     body_timeout_s: float = 30.0
+    send_timeout_s: float = 60.0
     health_timeout_s: float = 5.0
     key_sha256: bytes | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A call with its decision: `label` is the model name it is counted under, `until_s` the loop's time to give up."""
-
-    chat: ChatRequest
-    label: str
-    request: int
-    call: ModelCall
-    decision: Decision
-    until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +90,17 @@ class Calls:
     def __init__(self, placer: Placer, tiers: Mapping[str, TierHandle], options: GatewayOptions) -> None:
         self.placer, self.tiers, self.options = placer, tiers, options
         self.in_flight = 0
-        self._busy = dict.fromkeys(tiers, 0)
+        self._attempts = Attempts(tiers, options.attempt_timeout_s)
         self._ready = frozenset(placer.names())
-        # Placing may encode a text or train a policy, which must not hold up the answers of others.
+        # Placing may encode a text and preparing train a policy, which must not hold up the answers of others. Charging changes
+        # what placing reads, so it has its turns in the same thread.
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="placing")
+        self._preparing = ThreadPoolExecutor(8, thread_name_prefix="preparing")  # one trains, others find theirs ready
 
     def close(self) -> None:
-        """Let the placing thread go."""
-        self._placing.shutdown(wait=False, cancel_futures=True)
+        """Let the threads go."""
+        for threads in (self._placing, self._preparing):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -162,43 +123,49 @@ class Calls:
             raise _no_such_model(error) from None
 
     async def place(self, chat: ChatRequest, number: int | None) -> Placed:
-        """Ask the policy; `number` is the request's number if the client gave one."""
+        """Ask the policy; `number` is the request's number if the client gave one. Raises ApiError (404, 504)."""
         label = self.label(chat.model)
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + self.options.timeout_s
+        until_s = asyncio.get_running_loop().time() + self.options.timeout_s
         request = request_number(chat.messages) if number is None else number
         call = call_of(chat.messages, chat.max_tokens or _TOKENS_UNLESS_TOLD)
         if chat.model not in self._ready:
-            await self._prepare(chat.model)
-        load = self.load()
-        decision = await loop.run_in_executor(self._placing, self.placer.place, chat.model, request, call, load)
-        return Placed(chat, label, request, call, decision, until_s)
+            await self._prepare(chat.model, until_s)
+        asked = partial(self.placer.place, chat.model, request, call, self.load())
+        return Placed(chat, label, request, call, await self._within(until_s, self._placing, asked), until_s)
 
-    async def _prepare(self, model_name: str) -> None:
+    async def _prepare(self, model_name: str, until_s: float) -> None:
         try:
-            await asyncio.to_thread(self.placer.prepare, model_name)
+            await self._within(until_s, self._preparing, partial(self.placer.prepare, model_name))
         except InputError as error:
             if not error.place.startswith("policy"):  # not about the value asked for, and nothing a client should read
                 raise
             raise _no_such_model(error) from None
 
+    async def _within(self, until_s: float, threads: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
+        """What the placer's `work` returns. Raises ApiError (504) if that is not there by the loop's time `until_s`."""
+        try:
+            async with asyncio.timeout_at(until_s) as limit:
+                return await asyncio.get_running_loop().run_in_executor(threads, work)
+        except TimeoutError:
+            if not limit.expired():  # the placer's own
+                raise
+            message = f"The policy took longer than {self.options.timeout_s:g} s, which is the limit of a call."
+            raise ApiError(504, message, kind="timeout", code="timeout") from None
+
     def load(self) -> dict[str, TierLoad]:
         """How busy the tiers are with calls of this gateway."""
-        return {
-            name: TierLoad(max(0, busy - tier.capacity), min(busy, tier.capacity), tier.capacity)
-            for (name, tier), busy in zip(self.tiers.items(), self._busy.values(), strict=True)
-        }
+        return self._attempts.load()
 
     async def answer(self, placed: Placed) -> Answered:
         """The whole answer. Raises ApiError when no tier could answer."""
         async for tier, reason, failures in self._ladder(placed):
             try:
-                generation = await self._generate(placed, tier)
+                generation = await self._attempts.whole(placed, tier)
             except ModelUnavailable as failure:
                 failures[tier] = failure
                 continue
             size = FRAMING_BYTES + len(generation.text.encode("utf-8", "surrogatepass"))
-            return self._answered(placed, tier, reason, generation, size)
+            return await self._answered(placed, tier, reason, generation, size)
         raise AssertionError("a ladder ends with an answer or an error")
 
     async def stream(self, placed: Placed) -> AsyncGenerator[Stream | str, None]:
@@ -210,13 +177,13 @@ class Calls:
             stream = Stream(placed, tier, reason)
             begun = False
             try:
-                async with aclosing(self._pieces(placed, tier)) as pieces:
+                async with aclosing(self._attempts.pieces(placed, tier)) as pieces:
                     async for piece in pieces:
                         if not begun:
                             begun = True
                             yield stream
                         if isinstance(piece, Generation):
-                            stream.answered = self._answered(placed, tier, reason, piece, stream.sent_bytes)
+                            stream.answered = await self._answered(placed, tier, reason, piece, stream.sent_bytes)
                             return
                         yield piece
             except ModelUnavailable as failure:
@@ -236,50 +203,7 @@ class Calls:
             reason = f"fail-over from {tier}: {reason_of(failures[tier])}"
         raise unavailable(failures)
 
-    async def _generate(self, placed: Placed, tier: str) -> Generation:
-        limit_s = self._limit_s(placed)
-        with self._occupying(tier):
-            try:
-                async with asyncio.timeout(limit_s + _GRACE_S):
-                    return await self.tiers[tier].generate(*self._arguments(placed), limit_s)
-            except TimeoutError:
-                raise ModelUnavailable("timeout", f"no answer within {limit_s:g} s") from None
-
-    async def _pieces(self, placed: Placed, tier: str) -> AsyncGenerator[str | Generation, None]:
-        limit_s = self._limit_s(placed)
-        until_s = asyncio.get_running_loop().time() + limit_s + _GRACE_S
-        with self._occupying(tier):
-            async with aclosing(self.tiers[tier].stream(*self._arguments(placed), limit_s)) as pieces:
-                while True:
-                    try:
-                        async with asyncio.timeout_at(until_s):
-                            piece = await anext(pieces)
-                    except StopAsyncIteration:
-                        raise ModelUnavailable("bad-answer", "a stream ended without its end") from None
-                    except TimeoutError:
-                        raise ModelUnavailable("timeout", f"no answer within {limit_s:g} s") from None
-                    yield piece
-                    if isinstance(piece, Generation):
-                        return
-
-    @staticmethod
-    def _arguments(placed: Placed) -> tuple[tuple[Message, ...], int | None, Sampling | None]:
-        return placed.chat.messages, placed.chat.max_tokens, placed.chat.sampling
-
-    def _limit_s(self, placed: Placed) -> float:
-        left_s = max(0.001, placed.until_s - asyncio.get_running_loop().time())
-        attempt_s = self.options.attempt_timeout_s
-        return left_s if attempt_s is None else min(left_s, attempt_s)
-
-    @contextmanager
-    def _occupying(self, tier: str) -> Iterator[None]:
-        self._busy[tier] += 1
-        try:
-            yield
-        finally:
-            self._busy[tier] -= 1
-
-    def _answered(
+    async def _answered(
         self, placed: Placed, tier: str, reason: str, generation: Generation, download_bytes: float
     ) -> Answered:
         completion = Completion(
@@ -287,11 +211,19 @@ class Calls:
             generation.cached_tokens, generation.mean_logprob, generation.prefill_s, generation.decode_s,
             generation.finish_reason, "live",
         )  # fmt: skip
-        charge = self.placer.charge(
-            tier, completion, placed.call.upload_bytes, download_bytes, generation.prefill_s, generation.decode_s,
-            decision_s=placed.decision.decision_s, model_name=placed.chat.model, request=placed.request,
+        asked = partial(
+            self.placer.charge, tier, completion, placed.call.upload_bytes, download_bytes, generation.prefill_s,
+            generation.decode_s, decision_s=placed.decision.decision_s, model_name=placed.chat.model, request=placed.request,
             position=placed.call.position,
         )  # fmt: skip
+        until_s = max(
+            placed.until_s, asyncio.get_running_loop().time() + GRACE_S
+        )  # the answer is there, and only waits for this
+        try:
+            charge = await self._within(until_s, self._placing, asked)
+        except BaseException:
+            placed.lost.append(Lost(tier, "not-charged"))
+            raise
         return Answered(placed, tier, self.tiers[tier].model, reason, generation, charge)
 
 

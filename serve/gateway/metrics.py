@@ -3,9 +3,11 @@
     isthmus_gateway_requests_total{model, tier, status}   chat calls by HTTP status; 499: the client hung up
     isthmus_gateway_latency_seconds{model, tier}          from a call's arrival to the end of its answer
     isthmus_gateway_tokens_total{model, tier, kind}       prompt (of which cached), cached, completion
-    isthmus_gateway_cost_usd_total{model, tier}           the scenario's ledger
+    isthmus_gateway_cost_usd_total{model, tier}           the scenario's ledger, of answered calls
     isthmus_gateway_energy_joules_total{model, tier}
     isthmus_gateway_failovers_total{model, tier}          answered by another tier than the one decided on
+    isthmus_gateway_unconfirmed_total{model, tier, reason}  attempts that may have cost what is in no other number: the client hung
+                                                          up (cancelled), or the tier failed after it was asked
 
 Values of a knob that are not listed are counted together as `isthmus/<family>@*`, so the number of series is bounded.
 """
@@ -32,6 +34,7 @@ class GatewayMeter:
         self._cost_usd = counter("cost_usd", "Cost of answered calls, $")
         self._energy_j = counter("energy_joules", "Energy of answered calls")
         self._failovers = counter("failovers", "Calls answered by another tier than decided")
+        self._unconfirmed = counter("unconfirmed", "Attempts without a known cost", "reason")
         self._latency = Histogram(
             "isthmus_gateway_latency_seconds", description="From arrival to the end of the answer", boundaries=_BOUNDARIES_S,
             tag_keys=_LABELS,
@@ -51,3 +54,5 @@ class GatewayMeter:
                 counter.inc(amount, tags)
         if call.failed_over:
             self._failovers.inc(1.0, tags)
+        for tier, reason in call.lost:
+            self._unconfirmed.inc(1.0, {"model": call.model, "tier": tier, "reason": reason})

@@ -109,6 +109,7 @@ def finite(value: float) -> float | None:
 _UNAVAILABLE: Mapping[str, tuple[int, str, str]] = {
     "timeout": (504, "timeout", "timeout"),
     "rate-limited": (429, "rate_limit_error", "rate_limit_exceeded"),
+    "own-limit": (429, "rate_limit_error", "rate_limit_exceeded"),
     "overloaded": (429, "rate_limit_error", "overloaded"),
     "budget": (429, "insufficient_quota", "insufficient_quota"),
     "refused": (502, "server_error", "upstream_refused"),

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from serve.gateway.calls import Answered, Calls, Placed, Stream
+from serve.gateway.attempts import Lost, Placed
+from serve.gateway.calls import Answered, Calls, Stream
 from serve.gateway.openai_answers import (
     DONE,
     Head,
@@ -31,7 +32,10 @@ HUNG_UP = 499
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """How one chat call ended, for metrics. Zero tokens and dollars where no answer came to its end."""
+    """How one chat call ended, for metrics. Zero tokens and dollars where no answer came to its end.
+
+    `lost` are its attempts that may have cost something beside that.
+    """
 
     model: str = "none"
     tier: str = "none"
@@ -43,6 +47,7 @@ class CallRecord:
     cost_usd: float = 0.0
     energy_j: float = 0.0
     failed_over: bool = False
+    lost: tuple[Lost, ...] = ()
 
 
 Observer = Callable[[CallRecord], None]
@@ -74,16 +79,26 @@ async def _hung_up(receive: Receive) -> None:
         pass
 
 
+class TooSlow(Exception):
+    """The client does not read its answer."""
+
+
 class Reply:
-    """Sends one chat call's answer and keeps its record."""
+    """Sends one chat call's answer and keeps its record. Raises TooSlow when the client takes nothing for `send_timeout_s`."""
 
     def __init__(self, calls: Calls, headers: Mapping[str, str], send: Send, record: CallRecord) -> None:
-        self._calls, self._headers, self._send, self.record = calls, headers, send, record
+        self._calls, self._headers, self._send, self._record = calls, headers, send, record
+        self._placed: Placed | None = None
         self._streaming = False
+
+    @property
+    def record(self) -> CallRecord:
+        """How the call stands."""
+        return replace(self._record, lost=tuple(self._placed.lost)) if self._placed else self._record
 
     async def plain(self, placed: Placed) -> None:
         """One JSON document."""
-        self.record = replace(self.record, tier=placed.decision.tier)
+        self._begin(placed)
         answered = await self._calls.answer(placed)
         cutter = StopCutter(placed.chat.stop)
         text = cutter.feed(answered.generation.text) + cutter.end()
@@ -98,7 +113,7 @@ class Reply:
 
     async def streamed(self, placed: Placed) -> None:
         """Server-sent events."""
-        self.record = replace(self.record, tier=placed.decision.tier)
+        self._begin(placed)
         head, cutter = Head.new(placed.chat.model), StopCutter(placed.chat.stop)
         stream: Stream | None = None
         more = {"usage": None} if placed.chat.include_usage else {}
@@ -122,16 +137,19 @@ class Reply:
 
     async def failed(self, error: ApiError) -> None:
         """An error: as the answer, or where one has begun as its last event."""
-        self.record = replace(self.record, status=error.status)
+        self._record = replace(self._record, status=error.status)
         if self._streaming:
             await self._end(event(error.body()))
         else:
             await self._respond(error_response(error, self._headers))
 
+    def _begin(self, placed: Placed) -> None:
+        self._placed, self._record = placed, replace(self._record, tier=placed.decision.tier)
+
     def _note(self, answered: Answered) -> None:
         generation = answered.generation
-        self.record = replace(
-            self.record, tier=answered.tier, status=200, prompt_tokens=generation.prompt_tokens,
+        self._record = replace(
+            self._record, tier=answered.tier, status=200, prompt_tokens=generation.prompt_tokens,
             cached_tokens=generation.cached_tokens, completion_tokens=generation.completion_tokens,
             cost_usd=answered.charge.cost_usd, energy_j=answered.charge.energy_j,
             failed_over=answered.tier != answered.placed.decision.tier,
@@ -139,7 +157,7 @@ class Reply:
 
     async def _respond(self, response: Response) -> None:
         start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        await self._send(start)
+        await self._put(start)
         await self._end(bytes(response.body))
 
     async def _start(self, stream: Stream) -> None:
@@ -148,16 +166,23 @@ class Reply:
             **self._headers, **_placement_headers(stream.tier, stream.reason, stream.placed),
         }  # fmt: skip
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        self.record = replace(self.record, tier=stream.tier)
+        self._record = replace(self._record, tier=stream.tier)
         self._streaming = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        await self._put({"type": "http.response.start", "status": 200, "headers": raw})
 
     async def _tell(self, stream: Stream, data: bytes) -> None:
         stream.sent_bytes += len(data)
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _end(self, data: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._put({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def _put(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._calls.options.send_timeout_s):  # else its slot were its own for ever
+                await self._send(message)
+        except TimeoutError:
+            raise TooSlow from None
 
 
 def json_response(document: Mapping[str, Any], status: int, headers: Mapping[str, str]) -> Response:

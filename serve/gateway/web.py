@@ -29,8 +29,8 @@ from starlette.types import Send
 
 from serve.gateway.calls import Calls
 from serve.gateway.openai_answers import model_object
-from serve.gateway.openai_protocol import ApiError, read_chat
-from serve.gateway.replies import HUNG_UP, CallRecord, Exchange, Observer, Reply, error_response, json_response
+from serve.gateway.openai_protocol import ApiError, ChatRequest, read_chat
+from serve.gateway.replies import HUNG_UP, CallRecord, Exchange, Observer, Reply, TooSlow, error_response, json_response
 from workloads.placing import FIRST_UNNUMBERED
 
 _LOG = logging.getLogger(__name__)
@@ -92,10 +92,11 @@ class _Pages:
 
     def _unexpected(self, request: Request) -> ApiError:
         """What the client learns of an error of ours; the log learns the rest."""
-        _LOG.exception(
-            "request %s failed", self._headers(request).get("x-request-id") or request.headers.get("x-request-id")
-        )
+        _LOG.exception("request %s failed", self._id_of(request))
         return ApiError(500, "The gateway failed. Its log says why.", kind="server_error", code="internal_error")
+
+    def _id_of(self, request: Request) -> str | None:
+        return self._headers(request).get("x-request-id") or request.headers.get("x-request-id")
 
     def _check_key(self, request: Request) -> None:
         expected = self.options.key_sha256
@@ -172,17 +173,25 @@ class _Pages:
         async def work(send: Send) -> None:
             reply = Reply(self.calls, self._headers(request), send, replace(record, status=HUNG_UP))
             try:
-                with self.calls.admitted():
-                    placed = await self.calls.place(chat, number)
-                    await (reply.streamed(placed) if chat.stream else reply.plain(placed))
-            except ApiError as error:
-                await reply.failed(error)
-            except Exception:
-                await reply.failed(self._unexpected(request))
+                await self._answer(request, chat, number, reply)
+            except TooSlow:
+                _LOG.warning("request %s: its client does not read the answer", self._id_of(request))
             finally:
                 ended(reply.record)
 
         return Exchange(work)
+
+    async def _answer(self, request: Request, chat: ChatRequest, number: int | None, reply: Reply) -> None:
+        try:
+            with self.calls.admitted():
+                placed = await self.calls.place(chat, number)
+                await (reply.streamed(placed) if chat.stream else reply.plain(placed))
+        except TooSlow:
+            raise
+        except ApiError as error:
+            await reply.failed(error)
+        except Exception:
+            await reply.failed(self._unexpected(request))
 
     async def _body(self, request: Request) -> bytes:
         """The request's body, refused as soon as it is known to be unusable."""

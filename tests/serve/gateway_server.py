@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import openai
 import uvicorn
 
-from serve.gateway.calls import Calls, GatewayOptions, TierHandle
+from serve.gateway.attempts import TierHandle
+from serve.gateway.calls import Calls, GatewayOptions
 from serve.gateway.replies import CallRecord
 from serve.gateway.web import build_app
 from serve.generation import Generation, Sampling
@@ -36,10 +37,12 @@ class WordTier:
 
     def __init__(self, model: str, capacity: int = 4, token_s: float = 0.0) -> None:
         self.model, self.capacity, self.token_s = model, capacity, token_s
+        self.request_timeout_s = PATIENCE_S
         self.failing: ModelUnavailable | Exception | None = None
         self.fails_after = 0  # pieces of a stream that come before the failure
         self.sick = ""
         self.active = self.started = self.cancelled = 0
+        self.limits_s: list[float] = []
         self.asked: list[tuple[Messages, int | None, Sampling | None]] = []
 
     async def generate(
@@ -55,6 +58,7 @@ class WordTier:
         self, messages: Messages, max_tokens: int | None, sampling: Sampling | None, timeout_s: float
     ) -> AsyncGenerator[str | Generation, None]:
         self.asked.append((messages, max_tokens, sampling))
+        self.limits_s.append(timeout_s)
         self.started += 1
         self.active += 1
         try:
@@ -166,10 +170,12 @@ class Gateway:
 
 
 @contextmanager
-def start_gateway(options: GatewayOptions | None = None, **tiers: WordTier) -> Iterator[Gateway]:
+def start_gateway(
+    options: GatewayOptions | None = None, placer: WordPlacer | None = None, **tiers: WordTier
+) -> Iterator[Gateway]:
     """A gateway over two WordTiers named edge and cloud; ends with the block."""
     own = {"edge": WordTier("tiny"), "cloud": WordTier("huge"), **tiers}
-    placer, handles = WordPlacer(), dict[str, TierHandle](own)
+    placer, handles = placer or WordPlacer(), dict[str, TierHandle](own)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         started = threading.Event()
         running: list[Gateway] = []
