@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -238,6 +239,8 @@ def _sampling(document: Mapping[str, Any]) -> Sampling | None:
     if document.get("seed") is not None:
         # Negative seeds are as good as others to a client; the models count theirs from 0.
         given["seed"] = _whole(document["seed"], "seed", -(2**63), 2**63 - 1) & (2**63 - 1)
+    elif given.get("temperature"):
+        given["seed"] = secrets.randbits(31)  # without one the models draw the same every time
     return Sampling(**given) if given else None
 
 

@@ -75,6 +75,15 @@ def test_what_is_honoured() -> None:
     assert read(seed=3).sampling == Sampling(seed=3)
 
 
+def test_a_sampled_answer_without_a_seed_is_another_every_time() -> None:
+    """As at OpenAI: only a client that gives a seed asks for the same draws again; a greedy answer has none."""
+    drawn = {read(temperature=0.7).sampling for _ in range(10)}
+    assert len(drawn) > 1
+    assert {(sampling.temperature, sampling.top_p) for sampling in drawn if sampling} == {(0.7, 1.0)}
+    assert read(temperature=0.7, seed=5).sampling == Sampling(0.7, seed=5)
+    assert read(temperature=0, top_p=0.5).sampling == Sampling(0.0, 0.5)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
