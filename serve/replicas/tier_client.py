@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,6 +16,7 @@ from serve.deployments import TierDeployment
 from serve.generation import Generation, Sampling
 from serve.replicas.asking import Ask, ReplicaStats, Reply
 from serve.replicas.failures import unavailable
+from serve.replicas.lookout import Lookout
 from workloads.errors import ModelUnavailable
 from workloads.task import Message
 
@@ -23,27 +24,37 @@ _GRACE_S = 2.0
 """A replica keeps the timeout itself and says so; this much later it is taken for gone."""
 _COLLECT_S = 1.0
 """An answer that is collected after its time gets this long to come over, as it may have been ready for long."""
-_LOOK_S = 1.0
 _STATS_S = 10.0
+
+Look = Callable[[str], tuple[int, str]]
 
 
 class TierClient:
     """A tier as its callers see it, in any thread or event loop of a process that is connected to the cluster.
 
-    `handle` is the DeploymentHandle of its Serve application `app`, `model` the name callers know its model by.
+    `handle` is the DeploymentHandle of its Serve application `app`, `model` the name callers know its model by. `look` tells how many
+    replicas of an application are up, and what Serve says about it.
     """
 
-    def __init__(self, tier: TierDeployment, model: str, app: str, handle: Any) -> None:
+    def __init__(self, tier: TierDeployment, model: str, app: str, handle: Any, look: Look | None = None) -> None:
         self.tier, self.model, self.app = tier, model, app
-        self._handle = handle
+        self._handle, self._look = handle, look or running_replicas
         self._streaming = handle.options(stream=True)
-        self._suspect = False
-        self._looked_s = -_LOOK_S
+        self._lookout = Lookout(tier.name, lambda: self._look(app)[0] > 0)
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Travels to the gateway's replica, without what it knows of the tier's replicas here."""
+        return type(self), (self.tier, self.model, self.app, self._handle, self._look)
 
     @property
     def capacity(self) -> int:
         """Calls its replicas answer at the same time, before any scaling out."""
         return self.tier.first_replicas * self.tier.max_batch
+
+    @property
+    def request_timeout_s(self) -> float:
+        """The longest it may take for a call."""
+        return self.tier.request_timeout_s
 
     # ------------------------------------------------------------------------------------------------ from a thread
 
@@ -69,7 +80,7 @@ class TierClient:
 
     def _sent(self, method: Any, argument: Any, limit_s: float) -> Pending:
         try:
-            failure = self._nobody_there()
+            failure = self._lookout.nobody()
             return Pending(self, None if failure else method.remote(argument), limit_s, failure)
         except Exception as error:  # the connection to the cluster may be gone
             return Pending(self, None, limit_s, self.failed(error, limit_s))
@@ -91,9 +102,9 @@ class TierClient:
         self, messages: tuple[Message, ...], max_tokens: int | None, sampling: Sampling | None, timeout_s: float
     ) -> Generation:
         """The whole answer; ModelUnavailable with its reason if there is none. Cancelling it frees the call's slot."""
-        if self._suspect and (failure := await asyncio.to_thread(self._nobody_there)):
+        if failure := await self._lookout.nobody_async():
             raise failure
-        response = self._handle.complete.remote(Ask(messages, max_tokens, sampling, timeout_s))
+        response = self._call(self._handle.complete, Ask(messages, max_tokens, sampling, timeout_s))
         try:
             async with asyncio.timeout(timeout_s + _GRACE_S):
                 reply: Reply = await response
@@ -112,10 +123,10 @@ class TierClient:
 
         Close it (`contextlib.aclosing`) to hang up, which frees the call's slot.
         """
-        if self._suspect and (failure := await asyncio.to_thread(self._nobody_there)):
+        if failure := await self._lookout.nobody_async():
             raise failure
         until_s = asyncio.get_running_loop().time() + timeout_s + _GRACE_S
-        response = self._streaming.stream.remote(Ask(messages, max_tokens, sampling, timeout_s))
+        response = self._call(self._streaming.stream, Ask(messages, max_tokens, sampling, timeout_s))
         ended = False
         try:
             while True:
@@ -135,10 +146,17 @@ class TierClient:
             if not ended:
                 _give_up(response)
 
+    def _call(self, method: Any, ask: Ask) -> Any:
+        """Send a call on its way; ModelUnavailable where that alone fails, as it does without a cluster or with Serve gone."""
+        try:
+            return method.remote(ask)
+        except Exception as error:
+            raise self.failed(error, ask.timeout_s) from None
+
     async def health(self) -> str:
         """Empty while a replica is up, else what is wrong."""
         try:
-            running, told = await asyncio.to_thread(running_replicas, self.app)
+            running, told = await asyncio.to_thread(self._look, self.app)
         except Exception as error:
             return str(unavailable(error, self.tier.name))
         return "" if running else f"{self.tier.name}: no replica is up{f' ({told})' if told else ''}"
@@ -146,28 +164,12 @@ class TierClient:
     # --------------------------------------------------------------------------------------------------- when it fails
 
     def failed(self, error: BaseException, limit_s: float) -> ModelUnavailable:
-        """What an exception of a call means. After a timeout the next call first looks whether anybody is there."""
+        """What an exception of a call means. After a timeout the next call first waits for a look whether anybody is there."""
         failure = unavailable(error, self.tier.name)
         if failure.reason == "timeout":
-            self._suspect = True
+            self._lookout.missed()
             return ModelUnavailable("timeout", f"{self.tier.name}: no answer within {limit_s:g} s")
         return failure
-
-    def _nobody_there(self) -> ModelUnavailable | None:
-        """With no replica left a call would only wait for its timeout, and so would every one after it: say so at once.
-
-        A replica that has just died is no such case: calls wait for the one that takes its place.
-        """
-        if not self._suspect:
-            return None
-        now = time.monotonic()
-        if now - self._looked_s >= _LOOK_S:
-            self._looked_s = now
-            try:
-                self._suspect = not running_replicas(self.app)[0]
-            except Exception as error:
-                return unavailable(error, self.tier.name)
-        return ModelUnavailable("unreachable", f"{self.tier.name}: no replica is up") if self._suspect else None
 
 
 class Pending:
