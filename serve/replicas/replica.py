@@ -66,13 +66,18 @@ class _Replica:
     async def stream(self, ask: Ask) -> AsyncIterator[str | Reply]:
         """The pieces of the answer's text as they come, then the whole answer, or why it broke off."""
         begun_s = time.perf_counter()
+        until_s = asyncio.get_running_loop().time() + ask.timeout_s
         try:
-            async with asyncio.timeout(ask.timeout_s), aclosing(self._model.stream(ask)) as items:
-                async for item in items:
+            async with aclosing(self._model.stream(ask)) as items:
+                while True:
+                    # Never around a yield: the time limit would strike in whatever the taker of the pieces waits for.
+                    async with asyncio.timeout_at(until_s):
+                        item = await anext(items, None)
+                    if item is None:
+                        return
                     if isinstance(item, Generation):
                         self._count(item, begun_s)
                     yield item
-            return
         except TimeoutError:
             failure = ModelUnavailable("timeout", f"{self._tier.name}: no whole answer within {ask.timeout_s:g} s")
         except ModelUnavailable as error:

@@ -194,6 +194,31 @@ def test_a_proxy_forwards_calls_and_streams() -> None:
     assert "".join(items[:-1]) == items[-1].text == answer.text
 
 
+def test_the_limit_of_a_stream_does_not_strike_its_reader() -> None:
+    """A reader busy with a piece when the time is over goes on; the stream then ends with its reason, and the next is whole."""
+
+    async def work(replica):
+        items, limit_s = [], 0.5
+        while not items or not isinstance(
+            items[0], str
+        ):  # until the time is enough for a piece, however slow this machine is
+            limit_s *= 2
+            async with aclosing(replica.stream(ask("word " * 200, 300, limit_s))) as stream:
+                items = [await anext(stream)]
+                await asyncio.sleep(1.5 * limit_s)  # the limit strikes here
+                items += [item async for item in stream]
+        upstream.reset()
+        return items, [item async for item in replica.stream(ask("hello"))], replica._meter.totals[0]
+
+    with start_upstream() as upstream:
+        upstream.script(default={"kind": "ok", "token_s": 0.5})
+        items, whole, answered = forwarding(upstream.url, work)
+    assert items[-1].reason == "timeout"
+    assert all(isinstance(item, str) for item in items[:-1])
+    assert whole[-1].text == "You said: hello"
+    assert answered == 1
+
+
 @pytest.mark.parametrize(
     ("behaviour", "reason", "retry_after_s"),
     [
