@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
 from serve.replicas.placement import live_nodes, place_tiers
 from serve.replicas.tier_client import TierClient, running_replicas
+from serve.upstream.spending import SpendingBook
 from workloads.errors import InputError, ModelUnavailable
 
 _POLL_S = 0.1
@@ -34,11 +34,6 @@ def deploy(tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: flo
     apps = {model: f"{app_name}.{tier.name}" for model, tier in tiers.items()}
     start_serve()
     try:
-        for tier in tiers.values():
-            if isinstance(tier.model, UpstreamSpec) and tier.model.max_usd is not None:
-                from serve.replicas.forwarded import open_budget
-
-                open_budget(app_name, tier.name, tier.model.max_usd)
         handles = _run(tiers, apps, app_name, placed)
         clients = {model: TierClient(tier, model, apps[model], handles[model]) for model, tier in tiers.items()}
         deadline_s = time.monotonic() + timeout_s
@@ -54,28 +49,27 @@ def undeploy(tiers: Mapping[str, TierDeployment], *, app_name: str) -> None:
     """Take the tiers of `app_name` down, gracefully: calls in flight may end. Other applications stay."""
     from ray import serve
 
-    from serve.replicas.forwarded import close_budget
-
     apps = [f"{app_name}.{tier.name}" for tier in tiers.values()]
     for app in apps:
         serve.delete(app, _blocking=False)
     deadline_s = time.monotonic() + _DELETE_S + max((tier.graceful_shutdown_s for tier in tiers.values()), default=0.0)
     while time.monotonic() < deadline_s and not serve.status().applications.keys().isdisjoint(apps):
         time.sleep(_POLL_S)
-    for tier in tiers.values():
-        close_budget(app_name, tier.name)
 
 
 @contextmanager
 def deployed(
-    tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: float = 600.0
+    tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: float = 600.0, book: SpendingBook | None = None
 ) -> Iterator[dict[str, TierClient]]:
-    """`deploy` for the length of a block."""
-    clients = deploy(tiers, app_name=app_name, timeout_s=timeout_s)
-    try:
-        yield clients
-    finally:
-        undeploy(tiers, app_name=app_name)
+    """`deploy` for the length of a block. What `book` says was spent before counts against limits on dollars."""
+    from serve.replicas.budget import kept_budgets
+
+    with kept_budgets(tiers.values(), app_name, book or SpendingBook()):
+        clients = deploy(tiers, app_name=app_name, timeout_s=timeout_s)
+        try:
+            yield clients
+        finally:
+            undeploy(tiers, app_name=app_name)
 
 
 def start_serve() -> None:

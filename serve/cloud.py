@@ -1,7 +1,8 @@
 """Forwarding to any OpenAI-compatible upstream: a plain class without Ray.
 
 One call is one or more attempts. An attempt waits for a slot (`concurrency`), then for the rate limits, reserves the most
-it can cost and is sent; between attempts a call holds nothing. What an attempt costs:
+it can cost and is sent; between attempts a call holds nothing. A call that waits until too little time is left for an answer
+was never sent: "own_limit", which costs nothing and is no failure of the upstream. What an attempt costs:
 
 - an answer with usage: its tokens at the spec's prices;
 - an error status, or no connection: nothing, as upstreams bill answers;
@@ -18,14 +19,15 @@ import logging
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from serve.generation import Generation, Sampling
-from serve.upstream.answer import Answer, estimated_tokens
+from serve.upstream.answer import Answer
+from serve.upstream.call import Bill, Call, call_of
 from serve.upstream.errors import BudgetExceeded, UpstreamError, explain
-from serve.upstream.limits import Budget, RateLimit
+from serve.upstream.limits import Budget, Passage, RateLimit
 from serve.upstream.spec import UpstreamSpec
 from workloads.errors import InputError
 from workloads.task import Message
@@ -35,9 +37,6 @@ __all__ = ["BudgetExceeded", "Upstream", "UpstreamError", "UpstreamSpec", "Upstr
 LONGEST_RETRY_AFTER_S = 120.0
 """An upstream that asks for more is given up: the caller learns `retry_after_s` and can go elsewhere."""
 
-_FRAMING_TOKENS = 16
-"""More than chat templates put around a message."""
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,7 +44,8 @@ _LOG = logging.getLogger(__name__)
 class UpstreamStats:
     """Counts since construction: calls by how they ended, attempts after the first, and the usage of the answers.
 
-    `estimated` are answers without usage: their tokens are estimates, in the Generation and here.
+    `estimated` are answers without usage: their tokens are estimates, in the Generation and here. `unconfirmed_usd` is the most
+    that attempts without a known cost can have cost, `confirmed_usd` what the others did.
     """
 
     answered: int = 0
@@ -55,32 +55,8 @@ class UpstreamStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call ready to be sent; `pieces`: the caller gets the text as it comes. Times are the event loop's."""
-
-    body: dict[str, Any]
-    streamed: bool
-    pieces: bool
-    prompt_tokens: int
-    max_tokens: int
-    worst_usd: float
-    begun_s: float
-    deadline_s: float | None
-
-    def until(self, time_s: float) -> float:
-        """`time_s` or the deadline, whichever is first."""
-        return time_s if self.deadline_s is None else min(time_s, self.deadline_s)
-
-
-@dataclass(slots=True)
-class _Bill:
-    """What an admitted attempt turned out to use; None is unknown."""
-
-    usd: float | None = None
-    tokens: int | None = None
+    confirmed_usd: float = 0.0
+    unconfirmed_usd: float = 0.0
 
 
 class Upstream:
@@ -135,7 +111,7 @@ class Upstream:
         leaves that to `max_retries`. `queue_s` is the time before the attempt that was answered. Unless the spec says
         `stream`, `prefill_s` is NaN and `decode_s` all of that attempt.
         """
-        call = self._call(messages, max_tokens, sampling, timeout_s, self.spec.stream, pieces=False)
+        call = call_of(self.spec, messages, max_tokens, sampling, timeout_s, streamed=self.spec.stream)
         generation = [item async for item in self._answer(call)][-1]
         assert isinstance(generation, Generation)
         return generation
@@ -151,17 +127,18 @@ class Upstream:
 
         A call is tried again only until its first piece. Close the iterator (`contextlib.aclosing`) to hang up early.
         """
-        call = self._call(messages, max_tokens, sampling, timeout_s, streamed=True, pieces=True)
+        call = call_of(self.spec, messages, max_tokens, sampling, timeout_s, streamed=True, pieces=True)
         async with aclosing(self._answer(call)) as items:
             async for item in items:
                 yield item
 
-    async def _answer(self, call: _Call) -> AsyncGenerator[str | Generation, None]:
+    async def _answer(self, call: Call) -> AsyncGenerator[str | Generation, None]:
         """All attempts of one call."""
+        failure: UpstreamError | None = None
         for attempt in range(self.spec.max_retries + 1):
             error, begun = None, False
             try:
-                async with aclosing(self._attempt(call)) as items:
+                async with aclosing(self._attempt(call, attempt)) as items:
                     async for item in items:
                         begun = True
                         yield item
@@ -169,15 +146,17 @@ class Upstream:
                 error = raised
             if error is None:
                 return
+            # A call that was sent and failed did not fail for want of a place for one more attempt.
+            failure = error if failure is None or error.reason != "own_limit" else failure
             delay_s = None if begun else self._delay_s(error, attempt, call)
             if delay_s is None:
                 self._count(failed=1)
-                raise error
+                raise failure
             self._count(retried=1)
             _LOG.info("%r: %s; retry %d of %d in %.2f s", self, error, attempt + 1, self.spec.max_retries, delay_s)
             await asyncio.sleep(delay_s)
 
-    def _delay_s(self, error: UpstreamError, attempt: int, call: _Call) -> float | None:
+    def _delay_s(self, error: UpstreamError, attempt: int, call: Call) -> float | None:
         """Seconds until the next attempt, Retry-After and then a random part of the backoff; None to give up."""
         asked_s = error.retry_after_s or 0.0
         if not error.passing or attempt == self.spec.max_retries or asked_s > LONGEST_RETRY_AFTER_S:
@@ -186,9 +165,9 @@ class Upstream:
         next_s = asyncio.get_running_loop().time() + delay_s
         return delay_s if call.deadline_s is None or next_s < call.deadline_s else None
 
-    async def _attempt(self, call: _Call) -> AsyncGenerator[str | Generation, None]:
+    async def _attempt(self, call: Call, number: int) -> AsyncGenerator[str | Generation, None]:
         """One attempt: admitted, sent, answered and charged; UpstreamError if not."""
-        async with self._admitted(call) as bill:
+        async with self._admitted(call, retry=number > 0) as bill:
             error = None
             try:
                 async with aclosing(self._ask(call, bill)) as items:
@@ -201,28 +180,43 @@ class Upstream:
                 raise error
 
     @asynccontextmanager
-    async def _admitted(self, call: _Call) -> AsyncIterator[_Bill]:
-        """A slot, a place within the rate limits and a reservation, given back with what the bill says at the end."""
+    async def _admitted(self, call: Call, *, retry: bool) -> AsyncIterator[Bill]:
+        """A slot, a place within the limits and a reservation, given back with what the bill says at the end."""
         async with AsyncExitStack() as held:
-            admitted = False
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(call.deadline_s):
-                    await held.enter_async_context(self._slots)
-                    await self._requests.acquire()
-                    passage = await self._tokens.acquire(call.prompt_tokens + call.max_tokens)
-                    admitted = True
-            if not admitted:
-                raise UpstreamError("timeout", "the call's time ran out before there was a free slot within the limits")
-            reservation = await self.budget.reserve(call.worst_usd)
-            bill = _Bill()
+            entered = await self._entered(call, held, retry=retry)
+            if entered is None:  # raised here, where no exception is being handled
+                wait_s = max(self._requests.wait_s(1.0), self._tokens.wait_s(call.tokens))
+                raise UpstreamError("own_limit", "our own limits let no call pass in time", wait_s or None)
+            passage, reservation = entered
+            bill = Bill()
             try:
                 yield bill
             finally:
                 if bill.tokens is not None:
                     self._tokens.correct(passage, bill.tokens)
+                if bill.usd is None:
+                    self._count(unconfirmed_usd=call.worst_usd)
+                else:
+                    self._count(confirmed_usd=bill.usd)
                 await self.budget.settle(reservation, bill.usd)
 
-    async def _ask(self, call: _Call, bill: _Bill) -> AsyncGenerator[str | Generation, None]:
+    async def _entered(self, call: Call, held: AsyncExitStack, *, retry: bool) -> tuple[Passage, int] | None:
+        """(what is taken of the tokens a minute, reservation); None, with nothing but a slot taken, if that takes too long."""
+        now_s, taken = asyncio.get_running_loop().time(), list[tuple[RateLimit, Passage]]()
+        try:
+            async with asyncio.timeout_at(call.admitted_by(now_s, self.spec.timeout_s)):
+                await held.enter_async_context(self._slots)
+                for limit, amount in ((self._requests, 1.0), (self._tokens, call.tokens)):
+                    taken.append((limit, await limit.acquire(amount)))
+                return taken[-1][1], await self.budget.reserve(call.worst_usd, retry=retry)
+        except BaseException as error:
+            for limit, passage in taken:
+                limit.correct(passage, 0.0)
+            if isinstance(error, TimeoutError):
+                return None
+            raise
+
+    async def _ask(self, call: Call, bill: Bill) -> AsyncGenerator[str | Generation, None]:
         """Send the call and read its answer."""
         clock = asyncio.get_running_loop().time
         started_s, answer = clock(), Answer()
@@ -246,7 +240,7 @@ class Upstream:
         self._charge(generation, bill, estimated=answer.usage is None)
         yield generation
 
-    def _charge(self, generation: Generation, bill: _Bill, *, estimated: bool) -> None:
+    def _charge(self, generation: Generation, bill: Bill, *, estimated: bool) -> None:
         """Put an answer on the bill and into the counts."""
         tokens = (generation.prompt_tokens, generation.completion_tokens, generation.cached_tokens)
         if not estimated:
@@ -256,25 +250,7 @@ class Upstream:
         counts = dict(zip(("prompt_tokens", "completion_tokens", "cached_tokens"), tokens, strict=True))
         self._count(answered=1, estimated=int(estimated), **counts)
 
-    def _call(
-        self,
-        messages: Sequence[Message],
-        max_tokens: int,
-        sampling: Sampling | None,
-        timeout_s: float | None,
-        streamed: bool,
-        pieces: bool,
-    ) -> _Call:
-        body, now_s = self.spec.body(messages, max_tokens, sampling), asyncio.get_running_loop().time()
-        texts = [message["content"] for message in body["messages"]]
-        # A token of a byte-level vocabulary is at least one byte, so bytes bound what no one has counted yet.
-        most_tokens = sum(len(text.encode()) for text in texts) + _FRAMING_TOKENS * (len(texts) + 1)
-        likely_tokens = sum(estimated_tokens(text) for text in texts)
-        worst_usd = self.spec.usd(most_tokens, max_tokens)
-        deadline_s = None if timeout_s is None else now_s + timeout_s
-        return _Call(body, streamed, pieces, likely_tokens, max_tokens, worst_usd, now_s, deadline_s)
-
-    def _count(self, **more: int) -> None:
+    def _count(self, **more: float) -> None:
         self._stats = replace(self._stats, **{name: getattr(self._stats, name) + value for name, value in more.items()})
 
 

@@ -17,6 +17,7 @@ from serve.deployments import TierDeployment
 from serve.generation import Sampling
 from serve.nodes.driver import leave, started_cluster
 from serve.nodes.local_cluster import LocalCluster
+from serve.upstream.spending import SpendingBook
 from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,18 +33,19 @@ def open_backend(
     sampling: Sampling | None = GREEDY,
     retries: int = 0,
     timeout_s: float = 600.0,
+    book: SpendingBook | None = None,
 ) -> Iterator[RayServeBackend]:
     """A backend that answers for the models of `tiers` (model name -> deployment) until the block ends.
 
     Without an address a local cluster of `local_nodes` = (edge nodes, cloud nodes) is started and ended with the block; on the
     cluster at an address only the run's own applications are, so that several runs can share it. Raises InputError for an
     address where no cluster answers and for whatever `deploy` finds wrong. `sampling` is every call's; `timeout_s` is for all
-    replicas to be up.
+    replicas to be up; `book` keeps what upstreams cost, beyond the block.
     """
     app_name = f"isthmus-{secrets.token_hex(4)}"
     with (
         connected(address, local_nodes),
-        deployed(tiers, app_name=app_name, timeout_s=timeout_s) as clients,
+        deployed(tiers, app_name=app_name, timeout_s=timeout_s, book=book) as clients,
         RayServeBackend(clients, sampling=sampling, retries=retries) as backend,
     ):
         yield backend

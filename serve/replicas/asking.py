@@ -25,7 +25,11 @@ Reply = Generation | ModelUnavailable
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStats:
-    """One replica: where it is, what waits and runs there now, and its totals since it started."""
+    """One replica: where it is, what waits and runs there now, and its totals since it started.
+
+    retried, confirmed_usd, unconfirmed_usd: at an upstream, attempts after a call's first, dollars spent, and the most that attempts
+        without a known cost may have cost.
+    """
 
     tier: str
     actor_id: str
@@ -37,6 +41,9 @@ class ReplicaStats:
     failed: int
     prompt_tokens: int
     completion_tokens: int
+    retried: int = 0
+    confirmed_usd: float = 0.0
+    unconfirmed_usd: float = 0.0
 
 
 class Model(Protocol):
@@ -56,6 +63,10 @@ class Model(Protocol):
 
     def load(self) -> tuple[int, int]:
         """Calls (waiting, being answered) now."""
+        ...
+
+    def spent(self) -> tuple[int, float, float]:
+        """What it spent elsewhere so far: further attempts, dollars known, and dollars at most where nobody knows."""
         ...
 
     def check(self) -> None:

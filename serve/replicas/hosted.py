@@ -79,6 +79,10 @@ class HostedModel:
         stats = self._engine.stats()
         return stats.waiting, stats.active
 
+    def spent(self) -> tuple[int, float, float]:
+        """Nothing."""
+        return 0, 0.0, 0.0
+
     def check(self) -> None:
         """Raise ModelFailed if the engine's thread has ended, hangs, or fails every time."""
         if not self._engine.healthy():

@@ -5,6 +5,8 @@ isthmus_prompt_tokens_total{tier}         tokens read, of answered calls
 isthmus_completion_tokens_total{tier}     tokens written
 isthmus_latency_seconds{tier}             from a call's arrival at the replica to its answer
 isthmus_prefill_seconds{tier}, isthmus_decode_seconds{tier}
+isthmus_upstream_usd_total{tier, known}  dollars at an upstream: known "yes", or "at most" for attempts without a known cost
+isthmus_upstream_retries_total{tier}      attempts after a call's first
 isthmus_queued{tier}, isthmus_active{tier}  calls waiting and being answered, as often as Serve checks the replica's health
 """
 
@@ -73,3 +75,26 @@ class Meter:
         """How many calls wait and are being answered now."""
         self._queued.set(queued)
         self._active.set(active)
+
+
+class UpstreamMeter:
+    """Counts what a replica spends at an upstream."""
+
+    def __init__(self, tier: str) -> None:
+        from ray.util.metrics import Counter
+
+        usd = Counter("isthmus_upstream_usd_total", "Dollars spent at the upstream", ("tier", "known"))
+        retries = Counter("isthmus_upstream_retries_total", "Attempts after a call's first", ("tier",))
+        self._counters = (
+            (retries, {"tier": tier}),
+            *((usd, {"tier": tier, "known": known}) for known in ("yes", "at most")),
+        )
+        self._told = (0.0, 0.0, 0.0)
+
+    def spent(self, retried: int, confirmed_usd: float, unconfirmed_usd: float) -> None:
+        """Where the totals stand now."""
+        now = (float(retried), confirmed_usd, unconfirmed_usd)
+        for (counter, tags), total, told in zip(self._counters, now, self._told, strict=True):
+            if total > told:  # Ray refuses an increment of 0
+                counter.inc(total - told, tags)
+        self._told = now

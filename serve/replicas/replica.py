@@ -102,6 +102,7 @@ class _Replica:
             queued,
             active,
             *self._meter.totals,
+            *self._model.spent(),
         )
 
     def check_health(self) -> None:

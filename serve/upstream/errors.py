@@ -9,6 +9,7 @@ other 4xx                                 refused        no
 no connection, a connection that breaks   unreachable    yes
 an answer that is no completion           bad_answer     no
 the next call might pass max_usd          budget         no
+no place within our own limits in time    own_limit      no: nothing was sent
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from workloads.errors import BackendError
 if TYPE_CHECKING:
     import openai
 
-REASONS = ("rate_limited", "timeout", "unreachable", "refused", "bad_answer", "budget", "server_error")
+REASONS = ("rate_limited", "timeout", "unreachable", "refused", "bad_answer", "budget", "server_error", "own_limit")
 _PASSING = {"rate_limited", "timeout", "unreachable", "server_error"}
 
 

@@ -36,7 +36,7 @@ class RateLimit:
         """Wait until `amount` fits, and take it."""
         amount = min(float(amount), self._limit)
         async with self._turn:
-            while (wait_s := self._wait_s(amount)) > 0:
+            while (wait_s := self.wait_s(amount)) > 0:
                 self._corrected.clear()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
@@ -51,9 +51,9 @@ class RateLimit:
         passage.amount = min(float(amount), self._limit)
         self._corrected.set()
 
-    def _wait_s(self, amount: float) -> float:
+    def wait_s(self, amount: float) -> float:
         """Seconds until `amount` fits, if nothing is corrected meanwhile."""
-        now = asyncio.get_running_loop().time()
+        amount, now = min(float(amount), self._limit), asyncio.get_running_loop().time()
         while self._passages and self._passages[0].at_s + self._window_s <= now:
             self._passages.popleft()
         excess = sum(passage.amount for passage in self._passages) + amount - self._limit
@@ -72,40 +72,58 @@ class Spending:
 
     confirmed_usd: calls whose usage the upstream reported.
     unconfirmed_usd: the most that calls may have cost whose answer or usage never came.
-    reserved_usd: the most that calls on their way may cost.
+    reserved_usd: the most that calls on their way may cost; waiting_usd: the most that one waiting for a grant may.
+    retried: attempts after a call's first.
     """
 
-    confirmed_usd: float
-    unconfirmed_usd: float
-    reserved_usd: float
+    confirmed_usd: float = 0.0
+    unconfirmed_usd: float = 0.0
+    reserved_usd: float = 0.0
+    waiting_usd: float = 0.0
+    retried: int = 0
 
     @property
     def total_usd(self) -> float:
         """The most that can be on the bill."""
         return self.confirmed_usd + self.unconfirmed_usd + self.reserved_usd
 
+    @property
+    def ended(self) -> Spending:
+        """As it stands when nobody is left to say what the calls on their way have cost."""
+        return Spending(self.confirmed_usd, self.unconfirmed_usd + self.reserved_usd, retried=self.retried)
+
 
 class Budget:
     """A hard limit on dollars: what a call may cost is reserved before it is sent, so calls cannot pass it together.
 
-    `max_usd` None counts only. Nothing here waits, so no other call comes between looking and reserving; the methods are
-    coroutines for subclasses that ask another process, where several replicas share one limit.
+    `max_usd` None counts only; `before` was spent earlier, under the same limit. Up to `granted_usd` calls are reserved at
+    once; beyond it they wait for `grant`, which comes when that much more is written down where a crash does not reach it. Between
+    looking and reserving nothing waits, so no other call comes between. The methods are coroutines for subclasses that ask another
+    process, where several replicas share one limit.
     """
 
-    def __init__(self, max_usd: float | None = None) -> None:
+    def __init__(
+        self, max_usd: float | None = None, before: Spending | None = None, granted_usd: float = math.inf
+    ) -> None:
         self.max_usd = math.inf if max_usd is None else float(max_usd)
-        self._confirmed_usd = self._unconfirmed_usd = 0.0
+        spent = (before or Spending()).ended
+        self._confirmed_usd, self._unconfirmed_usd, self._retried = (
+            spent.confirmed_usd,
+            spent.unconfirmed_usd,
+            spent.retried,
+        )
+        self._granted_usd, self._waiting_usd, self._changed = granted_usd, 0.0, asyncio.Event()
+        self._stopped = ""
         self._reserved: dict[int, float] = {}
         self._next = count()
 
-    async def reserve(self, usd: float) -> int:
+    async def reserve(self, usd: float, *, retry: bool = False) -> int:
         """Set aside the most a call can cost; BudgetExceeded if the limit could then be passed."""
-        now = await self.spending()
-        if now.total_usd + usd > self.max_usd:
-            raise BudgetExceeded(
-                f"this call may cost {usd:.6f} USD; of {self.max_usd:g} USD, {now.confirmed_usd:.6f} are spent, up to "
-                f"{now.unconfirmed_usd:.6f} more on calls without a known cost, and {now.reserved_usd:.6f} are reserved"
-            )
+        while self._total_with(usd) > self._granted_usd:
+            self._waiting_usd = max(self._waiting_usd, usd)
+            self._changed.clear()
+            await self._changed.wait()
+        self._retried += retry
         reservation = next(self._next)
         self._reserved[reservation] = usd
         return reservation
@@ -118,6 +136,32 @@ class Budget:
         else:
             self._confirmed_usd += usd
 
+    async def grant(self, usd: float) -> None:
+        """Let the total grow up to `usd`."""
+        self._granted_usd, self._waiting_usd = max(self._granted_usd, usd), 0.0
+        self._changed.set()
+
+    async def stop(self, problem: str) -> None:
+        """Refuse every call from now on."""
+        self._stopped = problem
+        self._changed.set()
+
     async def spending(self) -> Spending:
         """Where the budget stands."""
-        return Spending(self._confirmed_usd, self._unconfirmed_usd, math.fsum(self._reserved.values()))
+        return self._now()
+
+    def _now(self) -> Spending:
+        reserved_usd = math.fsum(self._reserved.values())
+        return Spending(self._confirmed_usd, self._unconfirmed_usd, reserved_usd, self._waiting_usd, self._retried)
+
+    def _total_with(self, usd: float) -> float:
+        """The total with one more call; BudgetExceeded if it must not be sent."""
+        now = self._now()
+        if self._stopped:
+            raise BudgetExceeded(self._stopped)
+        if now.total_usd + usd > self.max_usd:
+            raise BudgetExceeded(
+                f"this call may cost {usd:.6f} USD; of {self.max_usd:g} USD, {now.confirmed_usd:.6f} are spent, up to "
+                f"{now.unconfirmed_usd:.6f} more on calls without a known cost, and {now.reserved_usd:.6f} are reserved"
+            )
+        return now.total_usd + usd

@@ -211,7 +211,9 @@ def test_calls_above_the_rate_wait(server: Server) -> None:
         for _ in range(3):
             await client.complete(QUESTION, 5)
         error = await failed(client.complete(QUESTION, 5, timeout_s=0.2))
-        assert error.reason == "timeout"
+        assert error.reason == "own_limit"
+        assert error.retry_after_s is not None
+        assert 30.0 < error.retry_after_s < 60.0
 
     use(server, ask, requests_per_min=3)
     assert len(server.calls()) == 3
@@ -223,11 +225,39 @@ def test_tokens_above_the_rate_wait(server: Server) -> None:
     async def ask(client: Upstream) -> None:
         for _ in range(5):
             await client.complete(QUESTION, 20)
-        assert (await failed(client.complete(QUESTION, 20, timeout_s=0.2))).reason == "timeout"  # 75 and 29 by estimate
+        assert (
+            await failed(client.complete(QUESTION, 20, timeout_s=0.2))
+        ).reason == "own_limit"  # 75 and 29 by estimate
         await client.complete(QUESTION, 10, timeout_s=20.0)  # 75 and 19
 
     use(server, ask, tokens_per_min=100)
     assert len(server.calls()) == 6
+
+
+def test_a_call_without_time_for_an_answer_is_not_sent(server: Server) -> None:
+    """What waits for a slot until half of its time is over is not sent, as its answer would be paid for and come too late."""
+    server.script({"kind": "ok", "delay_s": 1.5})
+
+    async def ask(client: Upstream) -> None:
+        first = asyncio.create_task(client.complete(QUESTION, 5))
+        await asyncio.to_thread(wait_until, lambda: server.in_flight() == 1)
+        assert (await failed(client.complete(QUESTION, 5, timeout_s=2.0))).reason == "own_limit"
+        assert not first.done()  # it gave up before the slot came free
+        await first
+
+    use(server, ask, concurrency=1)
+    assert len(server.calls()) == 1
+
+
+def test_a_failed_attempt_says_more_than_the_wait_for_another(server: Server) -> None:
+    """A call that was sent and failed ends with that reason, even where its next attempt finds no place in time."""
+    server.script({"kind": "status", "status": 503}, {"kind": "ok"})
+
+    async def ask(client: Upstream) -> None:
+        assert (await failed(client.complete(QUESTION, 5, timeout_s=1.0))).reason == "server_error"
+
+    use(server, ask, requests_per_min=1)
+    assert len(server.calls()) == 1
 
 
 def test_importing_the_proxy_loads_no_client_library() -> None:

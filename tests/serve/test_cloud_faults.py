@@ -131,7 +131,7 @@ def test_a_call_keeps_to_its_own_time(server: Server) -> None:
     async def ask(client: Upstream) -> None:
         hanging = asyncio.create_task(failed(client.complete(QUESTION, 5, timeout_s=4.0)))
         await asyncio.to_thread(wait_until, lambda: server.in_flight() == 1)
-        assert (await failed(client.complete(QUESTION, 5, timeout_s=0.1))).reason == "timeout"  # no slot came free
+        assert (await failed(client.complete(QUESTION, 5, timeout_s=0.1))).reason == "own_limit"  # no slot came free
         assert (await hanging).reason == "timeout"
         server.script({"kind": "status", "status": 429, "retry_after": "30"})
         error = await failed(client.complete(QUESTION, 5, timeout_s=20.0))
@@ -227,7 +227,7 @@ def test_calls_survive_kill_minus_nine_of_the_upstream() -> None:
             await asyncio.to_thread(wait_until, lambda: server.in_flight() == 4)
             server.kill()
             error = await failed(client.complete(QUESTION, 5, timeout_s=0.3))
-            assert error.reason in ("unreachable", "timeout")
+            assert error.reason in ("unreachable", "timeout", "own_limit")  # the others may hold all slots
             await asyncio.to_thread(server.restart)
             answers = await asyncio.gather(*calls)
             assert [answer.text for answer in answers] == ["You said: one two three"] * 12

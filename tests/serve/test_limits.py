@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from serve.upstream.limits import RateLimit
+from serve.upstream.errors import BudgetExceeded
+from serve.upstream.limits import Budget, RateLimit, Spending
 
 
 @pytest.mark.parametrize("amounts", [[1.0] * 14, [2.0, 1.0, 3.0, 1.0, 1.0, 2.0, 3.0, 1.0], [9.0, 1.0, 4.0]])
@@ -71,3 +72,55 @@ def test_without_a_limit_nobody_waits() -> None:
         return len([await rate.acquire(1e9) for _ in range(1000)])
 
     assert asyncio.run(pass_many()) == 1000
+
+
+def test_calls_beyond_what_is_granted_wait_for_the_grant() -> None:
+    """Nothing is reserved beyond what is written down as spent, and what can never be granted is refused at once."""
+
+    async def spend() -> None:
+        budget = Budget(10.0, granted_usd=2.0)
+        first = await budget.reserve(1.5)
+        waiting = [asyncio.create_task(budget.reserve(usd)) for usd in (4.0, 1.0)]
+        await asyncio.sleep(0.05)
+        now = await budget.spending()
+        assert (now.reserved_usd, now.waiting_usd) == (1.5, 4.0)
+        with pytest.raises(BudgetExceeded):
+            await budget.reserve(9.0)
+        await budget.grant(3.0)
+        await asyncio.sleep(0.05)
+        assert [task.done() for task in waiting] == [False, True]
+        await budget.settle(first, 0.5)
+        await budget.grant(6.0)
+        await waiting[0]
+        assert (await budget.spending()).total_usd == 5.5
+
+    asyncio.run(spend())
+
+
+def test_a_stopped_budget_refuses_who_waits_and_who_comes() -> None:
+    """Where spending cannot be written down any more, nobody waits for it."""
+
+    async def spend() -> None:
+        budget = Budget(10.0, granted_usd=0.0)
+        waiting = asyncio.create_task(budget.reserve(1.0))
+        await asyncio.sleep(0.05)
+        await budget.stop("no room")
+        for call in (waiting, budget.reserve(1.0)):
+            with pytest.raises(BudgetExceeded, match="no room"):
+                await call
+
+    asyncio.run(spend())
+
+
+def test_what_was_spent_before_counts() -> None:
+    """A budget that goes on begins where the last one ended; calls then under way count as spent."""
+
+    async def spend() -> None:
+        budget = Budget(10.0, Spending(4.0, 1.0, reserved_usd=2.0, retried=3))
+        assert await budget.spending() == Spending(4.0, 3.0, retried=3)
+        with pytest.raises(BudgetExceeded, match=r"of 10 USD, 4\.0"):
+            await budget.reserve(3.5)
+        await budget.reserve(3.0, retry=True)
+        assert (await budget.spending()).retried == 4
+
+    asyncio.run(spend())

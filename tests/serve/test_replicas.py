@@ -259,6 +259,45 @@ def test_an_upstream_that_is_gone_is_unreachable_and_its_proxy_healthy() -> None
     assert answer.text == "You said: hello"
 
 
+def test_every_call_of_a_chunk_has_its_reply(monkeypatch) -> None:
+    """One that cannot even be written down, and one that something nobody thought of befalls, leave the others their answers."""
+
+    async def work(replica):
+        whole = replica._model._upstream.complete
+
+        async def sometimes(messages, *rest):
+            if messages[0].content == "strange":
+                raise ZeroDivisionError("sk-secret")
+            return await whole(messages, *rest)
+
+        monkeypatch.setattr(replica._model._upstream, "complete", sometimes)
+        return await replica.complete_many([ask("hello"), ask("none", max_tokens=0), ask("strange")])
+
+    with start_upstream() as upstream:
+        answer, impossible, strange = forwarding(upstream.url, work)
+    assert answer.text == "You said: hello"
+    assert (impossible.reason, strange.reason) == ("refused", "bad-answer")
+    assert "ZeroDivisionError" in str(strange)
+    assert "sk-secret" not in str(strange)
+
+
+def test_what_an_upstream_costs_is_told() -> None:
+    """A proxy's counts hold the dollars it knows, the most that the others may be, and its further attempts."""
+
+    async def work(replica):
+        upstream.script({"kind": "status", "status": 503}, {"kind": "ok"}, {"kind": "ok", "usage": False})
+        await replica.complete(ask("two words"))
+        await replica.complete(ask("two words"))
+        return replica._model.spent()
+
+    with start_upstream() as upstream:
+        retried, confirmed_usd, unconfirmed_usd = forwarding(
+            upstream.url, work, input_usd_per_mtok=1e6, output_usd_per_mtok=1e6
+        )
+    assert (retried, confirmed_usd) == (1, 2 + 4)
+    assert unconfirmed_usd >= 12 + 9  # its limit, and a token for every byte of the prompt
+
+
 def test_an_unset_key_is_said_before_the_first_call(monkeypatch) -> None:
     """The message names the variable."""
     monkeypatch.delenv("ISTHMUS_TEST_UNSET_KEY", raising=False)
