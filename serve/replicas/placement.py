@@ -1,8 +1,9 @@
 """Which nodes a tier may run on, and whether the cluster has them: decided from facts about the nodes, before Serve is asked.
 
 An edge tier runs on edge-tagged nodes only, everything else never on one. The tag is the Ray node label `isthmus-tier` ("edge" or
-"cloud"); where no node carries the edge label, a node with the custom resource `isthmus_edge` counts as one. Serve itself would
-wait for a fitting node without an end and without an error.
+"cloud"); where no node carries the edge label, a node with the custom resource `isthmus_edge` counts as one, as long as it was there
+when the tiers came up: one that joins later needs the label to be kept free of cloud tiers. Serve itself would wait for a fitting
+node without an end and without an error.
 """
 
 from __future__ import annotations
@@ -76,6 +77,24 @@ def place_tiers(tiers: Sequence[TierDeployment], nodes: Sequence[Node]) -> dict[
     return options
 
 
+def off_edge(place: str, nodes: Sequence[Node]) -> dict[str, Any]:
+    """The actor options that keep a tier, a gateway or a budget off edge nodes: on nodes labelled as cloud if there are any.
+
+    Raises InputError, about `place`, where there are edge nodes only.
+    """
+    others = [node for node in nodes if not node.is_edge]
+    if not others:
+        problem = f"needs a node that is not an edge node; {_listed(nodes)}"
+        raise InputError(place, problem, f"Add a node with the label {TIER_LABEL}: cloud, or without one")
+    labelled = any(node.labels.get(TIER_LABEL) == "cloud" for node in others)
+    # By label, so that edge nodes which join later are kept out too; those without one are known now or never.
+    selector = {TIER_LABEL: "cloud" if labelled else "!edge"}
+    unlabelled = [node.node_id for node in nodes if node.is_edge and node.labels.get(TIER_LABEL) != "edge"]
+    if unlabelled:
+        selector[_NODE_ID_LABEL] = f"!in({','.join(unlabelled)})"
+    return {"label_selector": selector}
+
+
 def _edge_nodes(tier: TierDeployment, nodes: Sequence[Node]) -> tuple[list[Node], dict[str, Any]]:
     """The nodes an edge tier may use, and the actor options that say so."""
     labelled = [node for node in nodes if node.labels.get(TIER_LABEL) == "edge"]
@@ -91,17 +110,8 @@ def _edge_nodes(tier: TierDeployment, nodes: Sequence[Node]) -> tuple[list[Node]
 def _other_nodes(tier: TierDeployment, nodes: Sequence[Node]) -> tuple[list[Node], dict[str, Any]]:
     """The nodes a cloud tier may use, those labelled as cloud if there are any, and the actor options that say so."""
     others = [node for node in nodes if not node.is_edge]
-    if not others:
-        problem = f"needs a node that is not an edge node; {_listed(nodes)}"
-        raise InputError(tier.place, problem, f"Add a node with the label {TIER_LABEL}: cloud, or without one")
     labelled = [node for node in others if node.labels.get(TIER_LABEL) == "cloud"]
-    selector = {
-        TIER_LABEL: "cloud" if labelled else "!edge"
-    }  # by label, so that edge nodes which join later are kept out too
-    unlabelled = [node.node_id for node in nodes if node.is_edge and node.labels.get(TIER_LABEL) != "edge"]
-    if unlabelled:
-        selector[_NODE_ID_LABEL] = f"!in({','.join(unlabelled)})"
-    return labelled or others, {"label_selector": selector}
+    return labelled or others, off_edge(tier.place, nodes)
 
 
 def _take(tier: TierDeployment, nodes: Iterable[Node], free: dict[str, dict[str, float]]) -> bool:

@@ -1,4 +1,4 @@
-"""Where replicas may run: decided from the nodes' tags, and as Ray Serve really places them."""
+"""Where replicas may run, decided from the nodes' tags; test_placement_cluster.py has Ray Serve place them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from serve.cloud import UpstreamSpec
 from serve.deployments import Autoscaling, TierDeployment
 from serve.generation import ModelSpec
-from serve.replicas.placement import EDGE_RESOURCE, TIER_LABEL, Node, place_tiers
+from serve.replicas.placement import EDGE_RESOURCE, TIER_LABEL, Node, off_edge, place_tiers
 from workloads.errors import InputError
 
 SLM = ModelSpec("models/small")
@@ -58,6 +58,17 @@ def test_without_labels_the_custom_resource_marks_an_edge_node() -> None:
 def test_a_cloud_tier_keeps_off_edge_nodes(nodes, selector) -> None:
     """By the cloud label where there is one, else by whatever says edge."""
     assert place_tiers([tier("cloud", "cloud")], nodes)["cloud"]["label_selector"] == selector
+
+
+def test_what_is_no_tier_keeps_off_edge_nodes_too() -> None:
+    """A gateway or a budget goes where a cloud tier would, whichever way the edge nodes are tagged, or nowhere."""
+    for nodes in ([CLOUD, EDGE], [PLAIN, EDGE], [PLAIN, node("r1", resource=True)], [CLOUD, node("r1", resource=True)]):
+        assert (
+            off_edge("gateway", nodes)["label_selector"]
+            == place_tiers([tier("cloud", "cloud")], nodes)["cloud"]["label_selector"]
+        )
+    with pytest.raises(InputError, match="gateway: needs a node that is not an edge node"):
+        off_edge("gateway", [EDGE, node("r1", resource=True)])
 
 
 @pytest.mark.parametrize(
