@@ -16,7 +16,7 @@ from sim.loading import LoadedScenario
 from sim.policies import build_policy, policy_class
 from sim.records import Records, RequestRow
 from sim.scenario import PolicySpec, Scenario
-from sim.simulation import simulate
+from sim.simulation import Simulation, finish, prepare
 from sim.study import price_of, rates_of, tier_views
 from sim.workload import At, build_workload, check_files, load_trace, no_place
 from workloads.backend import InferenceBackend
@@ -123,9 +123,16 @@ def run_cell(
     cell: Cell, on_end: Callable[[RequestRow], None] | None = None, live: InferenceBackend | None = None
 ) -> Records:
     """Simulate one cell; `live` answers where its scenario asks live models."""
+    return finish(cell.scenario, prepare_cell(cell, on_end, live))
+
+
+def prepare_cell(
+    cell: Cell, on_end: Callable[[RequestRow], None] | None = None, live: InferenceBackend | None = None
+) -> Simulation:
+    """Set one cell up, its policy's study included, without running it."""
     workload = build_workload(cell.scenario, cell.seed, cell.scenario_path, live)
     policy = build_policy(cell.policy.policy, cell.policy.options, cell.scenario_path.parent)
-    return simulate(
+    return prepare(
         cell.scenario, workload, policy, cell.seed, lambda file: load_trace(file, cell.scenario_path), on_end
     )
 

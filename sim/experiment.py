@@ -6,8 +6,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from sim.cells import Cell, run_cell
+from sim.live_cells import run_live_cells
 from sim.loading import LoadedScenario
 from sim.metrics import frontiers, summarise, with_shares
 from sim.progress import SweepProgress
@@ -22,9 +23,9 @@ from sim.records import Records
 from sim.run_store import RunStore
 from sim.run_tables import RunTables
 from sim.scenario import Scenario
-from sim.text_tasks import remembering
 from workloads.backend import InferenceBackend
 from workloads.errors import IsthmusError
+from workloads.remembering import RememberingBackend
 
 ParallelMap = Callable[[Callable[[Cell], Records], Sequence[Cell], int | None], Iterable[tuple[Cell, Records]]]
 OpenLive = Callable[[Scenario], AbstractContextManager[InferenceBackend]]
@@ -55,7 +56,7 @@ def run_experiment(
     """Run what is not yet finished, then write metrics, figures and the report. Raises IsthmusError if nothing completes.
 
     `workers` defaults to one per core; with `elsewhere` the cells run on another machine's cores, whatever their number.
-    `open_live` brings up the live models of scenarios that ask them; their cells run one after another.
+    `open_live` brings up the live models of scenarios that ask them; their cells run in this process (sim/live_cells.py).
     """
     started_s = time.monotonic()
     store.start()
@@ -67,7 +68,8 @@ def run_experiment(
         is_live = loaded.scenario.inference.backend == "serve"
         if is_live:
             assert open_live is not None
-            _run_cells(pending, store, _live_cells(pending, open_live), console)
+            with closing(_live_cells(pending, open_live)) as results:  # an interrupt must not leave cells asking
+                _run_cells(pending, store, results, console)
         elif not elsewhere and (workers := _local_workers(pending, workers)) == 1:
             _run_cells(pending, store, ((cell, run_cell(cell)) for cell in pending), console)
         else:
@@ -99,16 +101,16 @@ def _run_cells(
             progress.advance(records)
 
 
-def _live_cells(cells: Sequence[Cell], open_live: OpenLive) -> Iterator[tuple[Cell, Records]]:
-    """Cells whose tiers serve the same models share them."""
+def _live_cells(cells: Sequence[Cell], open_live: OpenLive) -> Generator[tuple[Cell, Records]]:
+    """Cells whose tiers serve the same models share them, and their answers."""
     for _, group in itertools.groupby(cells, key=lambda cell: _served(cell.scenario)):
         same = list(group)
-        scenario = same[0].scenario
-        models = [tier.model_name or name for name, tier in scenario.tiers.items()]
-        with open_live(scenario) as backend:
-            answering = remembering(backend, models)
-            for cell in same:
-                yield cell, run_cell(cell, live=answering)
+        measured = any(cell.scenario.inference.service_time == "measured" for cell in same)
+        with (
+            open_live(same[0].scenario) as backend,
+            closing(run_live_cells(same, RememberingBackend(backend), one_by_one=measured)) as results,
+        ):
+            yield from results
 
 
 def _served(scenario: Scenario) -> list[Any]:

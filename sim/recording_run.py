@@ -7,6 +7,7 @@ Either the scenario's policies are simulated and what they asked is kept, or eve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from sim.cells import expand_cells, run_cell
+from sim.cells import expand_cells
+from sim.live_cells import run_live_cells
 from sim.loading import LoadedScenario
 from sim.recording_plan import RecordingPlan, plan_recording
 from sim.recording_progress import Estimate, RecordingProgress, estimate
@@ -27,6 +29,7 @@ from workloads.expansion import IN_FLIGHT, MAX_ANSWERS, TaskTree, TooManyAnswers
 from workloads.recording import Recording, RecordingBackend, ReplayBackend, write_recording
 from workloads.recording_file import Header, RecordingWriter
 from workloads.recording_journal import Journal, journal_path
+from workloads.remembering import RememberingBackend
 from workloads.trial import pure_trial
 
 PILOT_TASKS = 24
@@ -161,18 +164,31 @@ def _record_policies(
 ) -> RecordingSummary:
     recording = Recording(plan.models, plan.header.sampling, str(out), plan.header.made)
     recording.tasks.extend(plan.tasks)
-    asking = RecordingBackend(KeepingBackend(backend, journal, plan.header.sampling, timings=plan.timings), recording)
+    keeping = KeepingBackend(backend, journal, plan.header.sampling, timings=plan.timings)
+    asking = RecordingBackend(RememberingBackend(keeping), recording)
     cells = expand_cells(_live(plan.loaded))
-    if any(cell.policy.policy.startswith("oracle-") for cell in cells):
-        console.print("an oracle asks every placement, one call after another: --counterfactual asks many at a time")
     requests = sum(cell.scenario.workload.requests for cell in cells)
-    with RecordingProgress(console, requests, journal, unit="requests") as progress:
-        for cell in cells:
-            run_cell(cell, lambda row: progress.unit_done(), asking)
+    with (
+        RecordingProgress(console, requests, journal, unit="requests") as progress,
+        _draining(keeping),
+        closing(run_live_cells(cells, asking, lambda row: progress.unit_done(), one_by_one=plan.timings)) as results,
+    ):
+        for _ in results:
+            pass
     write_recording(recording, out, _partial(out))
     accuracy = _accuracy(recording, plan)
     answers = len(recording.conversations())
     return RecordingSummary(out, len(recording.tasks), answers, out.stat().st_size, accuracy, journal.kept)
+
+
+@contextmanager
+def _draining(keeping: KeepingBackend) -> Iterator[None]:
+    """When a model fails for good, what others have answered by then is kept."""
+    try:
+        yield
+    except IsthmusError:
+        keeping.drain()
+        raise
 
 
 def _live(loaded: LoadedScenario) -> LoadedScenario:

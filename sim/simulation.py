@@ -42,10 +42,7 @@ def simulate(
 
     Same arguments, same records, to the byte. `on_end` is called with each finished request's row.
     """
-    simulation = prepare(scenario, workload, policy, seed, load_trace, on_end)
-    with _garbage_collection_paused():
-        simulation.env.run(until=simulation.done)
-    return collect(scenario, simulation)
+    return finish(scenario, prepare(scenario, workload, policy, seed, load_trace, on_end))
 
 
 def prepare(
@@ -76,6 +73,13 @@ def prepare(
     else:
         done = env.process(_open_source(world, scenario, workload))
     return Simulation(env, world, tiers, done, rates)
+
+
+def finish(scenario: Scenario, simulation: Simulation) -> Records:
+    """Run a simulation that was set up to its end and return both record tables."""
+    with _garbage_collection_paused():
+        simulation.env.run(until=simulation.done)
+    return collect(scenario, simulation)
 
 
 def _open_source(world: World, scenario: Scenario, workload: BuiltWorkload) -> Generator[Event, Any, None]:

@@ -10,10 +10,8 @@ from typing import NamedTuple
 from sim.loading import data_path
 from sim.scenario import Gsm8kTasks, HotpotQaTasks, PairTasks, Scenario
 from workloads.agent import Agent
-from workloads.backend import InferenceBackend
 from workloads.errors import InputError
-from workloads.recording import Recording, RecordingBackend, ReplayBackend
-from workloads.sharing import SharingBackend
+from workloads.recording import Recording
 from workloads.task import Task
 from workloads.tasks.files import gsm8k_agent, gsm8k_tasks, hotpotqa_agent, hotpotqa_tasks
 from workloads.tasks.pair import pair_agent, pair_tasks
@@ -71,13 +69,3 @@ def check_recorded(recording: Recording, tasks: Sequence[Task]) -> None:
                 "It was recorded of other tasks: use the workload.tasks it was made with, or record again with "
                 "`run_sim.py record`",
             )  # fmt: skip
-
-
-def remembering(live: InferenceBackend, models: Sequence[str]) -> InferenceBackend:
-    """Asks each conversation once: greedy answers repeat, and policies study the very answers the run then meets.
-
-    A failed call is asked again by the next one who wants its answer; one that nobody waits for any more is given up.
-    """
-    answered = Recording(models, source="this run")
-    asking = RecordingBackend(SharingBackend(live), answered)
-    return ReplayBackend(answered, on_miss=asking.submit)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sim.text_tasks import remembering
 from tests.helpers import always, attempts_of, link, rows, run, scenario, scripted_answer, slots, task
 from workloads.backend import ScriptedBackend
 from workloads.errors import ModelUnavailable
+from workloads.remembering import RememberingBackend
 from workloads.task import Completion, Message, ModelCall, Task
 
 
@@ -125,7 +125,7 @@ def test_a_conversation_is_asked_once_per_run() -> None:
             raise ModelUnavailable("overloaded")
         return Completion(model, "yes", 3, 1, 10, provenance="live")
 
-    backend = remembering(ScriptedBackend(answer), ("slm", "llm"))
+    backend = RememberingBackend(ScriptedBackend(answer))
     call = ModelCall(Task("t", "?"), 0, (Message("user", "?"),), 3, 10)
     longer = call._replace(messages=(*call.messages, Message("assistant", "yes")))
     with pytest.raises(ModelUnavailable):

@@ -1,4 +1,4 @@
-"""Asking models for a recording: each conversation once, many calls at a time, failures tried again, answers kept at once."""
+"""Asking models for a recording: many calls at a time, failures tried again, answers kept at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from contextlib import suppress
+from threading import Lock
+from typing import Generic, Protocol, TypeVar
 
-from workloads.backend import Handle, InferenceBackend
+from workloads.backend import Handle, InferenceBackend, cancel, started
 from workloads.errors import BackendError, ModelUnavailable, RecordingMiss
 from workloads.recording import recordable
 from workloads.recording_file import conversation_key
@@ -43,20 +45,11 @@ class AnswersInMemory(dict[str, Completion]):
         self[key] = answer
 
 
-@runtime_checkable
-class BatchBackend(Protocol):
-    """A backend that takes many calls at once."""
-
-    def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> Sequence[Handle]:
-        """Start answering (call, model) pairs; handles in their order."""
-        ...
-
-
 class KeepingBackend:
-    """Asks each conversation once and keeps its answer; who asks again gets the same one.
+    """Passes on answers as they will be replayed and keeps them; what is kept is not asked again. For any number of threads.
 
-    An answer is passed on as it will be replayed. A call that keeps failing raises BackendError, which no client mends by
-    failing over: a recording of that would be one of an outage.
+    A call that keeps failing raises BackendError, which no client mends by failing over: a recording of that would be one of
+    an outage. To ask a conversation once that several want at the same time, put a RememberingBackend before it.
     """
 
     def __init__(
@@ -64,42 +57,58 @@ class KeepingBackend:
     ) -> None:  # fmt: skip
         self._inner, self._answers, self._sampling = inner, answers, sampling
         self._timings, self._retries = timings, retries
-        self._under_way: dict[str, _KeepingHandle] = {}
-        self.asked = 0
+        self._lock = Lock()  # a store of answers need not be made for several threads
+        self._under_way: set[_KeepingHandle] = set()
 
     def submit(self, call: ModelCall, model: str) -> Handle:
-        """The answer in hand, the one under way, or a new call."""
-        key = conversation_key(model, call.messages, self._sampling)
-        answer = self._answers.get(key)
-        if answer is not None:
-            return answer
-        if key not in self._under_way:
-            self._under_way[key] = _KeepingHandle(self, key, call, model)
-        return self._under_way[key]
+        """The answer that is kept, or a new call."""
+        return self.submit_many([(call, model)])[0]
+
+    def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> list[Handle]:
+        """The same for many calls, of which the new ones are passed on together."""
+        keys = [conversation_key(model, call.messages, self._sampling) for call, model in calls]
+        with self._lock:
+            kept = [self._answers.get(key) for key in keys]
+        new = iter(started(self._inner, [call for call, answer in zip(calls, kept, strict=True) if answer is None]))
+        handles: list[Handle] = []
+        for key, call, answer in zip(keys, calls, kept, strict=True):
+            handles.append(_KeepingHandle(self, key, *call, next(new)) if answer is None else answer)
+        self._under_way.update(handle for handle in handles if isinstance(handle, _KeepingHandle))
+        return handles
 
     def collect(self, handle: _KeepingHandle) -> Completion:
         """Wait for an answer and keep it; raises BackendError when it keeps failing."""
-        for failures in range(1, self._retries + 2):
+        failures = 0
+        while True:
             try:
-                answer = recordable(handle.inner.result(), handle.model, timings=self._timings)
-                break
+                return self._keep(handle)
             except BackendError as error:
+                failures += 1
                 time.sleep(wait_s(error, failures, self._retries, handle.call, handle.model))
                 handle.inner = started(self._inner, [(handle.call, handle.model)])[0]
-        self._answers.put(handle.key, answer)
-        self._under_way.pop(handle.key, None)
-        self.asked += 1
-        return answer
 
-    def start(self, call: ModelCall, model: str) -> Handle:
-        """A call to the backend behind."""
-        return started(self._inner, [(call, model)])[0]
+    def drain(self) -> None:
+        """Keep what is still under way and can be had: it may have cost money. Only when nobody else collects any more."""
+        for handle in list(self._under_way):
+            with suppress(BackendError):
+                self._keep(handle)
+
+    def give_up(self, handle: _KeepingHandle) -> None:
+        """Nobody waits for this answer any more."""
+        self._under_way.discard(handle)
+        cancel(handle.inner)
+
+    def _keep(self, handle: _KeepingHandle) -> Completion:
+        answer = recordable(handle.inner.result(), handle.model, timings=self._timings)
+        with self._lock:
+            self._answers.put(handle.key, answer)
+        self._under_way.discard(handle)
+        return answer
 
 
 class _KeepingHandle:
-    def __init__(self, backend: KeepingBackend, key: str, call: ModelCall, model: str) -> None:
-        self._backend, self.key, self.call, self.model = backend, key, call, model
-        self.inner = backend.start(call, model)
+    def __init__(self, backend: KeepingBackend, key: str, call: ModelCall, model: str, inner: Handle) -> None:
+        self._backend, self.key, self.call, self.model, self.inner = backend, key, call, model, inner
         self._answer: Completion | None = None
 
     def result(self) -> Completion:
@@ -107,6 +116,11 @@ class _KeepingHandle:
         if self._answer is None:
             self._answer = self._backend.collect(self)
         return self._answer
+
+    def cancel(self) -> None:
+        """Wait for it no more."""
+        if self._answer is None:
+            self._backend.give_up(self)
 
 
 class _Asked(Generic[Waiter]):
@@ -195,34 +209,6 @@ class CallQueue(Generic[Waiter]):
         chosen = [heapq.heappop(self._ready)[1] for _ in range(min(room, len(self._ready)))]
         if chosen:
             self._flying.extend(zip(started(self._backend, [(a.call, a.model) for a in chosen]), chosen, strict=True))
-
-
-class _Failed:
-    """A call that could not even be submitted."""
-
-    def __init__(self, error: BackendError) -> None:
-        self._error = error
-
-    def result(self) -> Completion:
-        """Raises why."""
-        raise self._error
-
-
-def started(backend: InferenceBackend, calls: Sequence[tuple[ModelCall, str]]) -> Sequence[Handle]:
-    """Submit calls, all at once where the backend can; one that cannot be submitted fails when it is collected."""
-    if isinstance(backend, BatchBackend):
-        try:
-            return backend.submit_many(calls)
-        except BackendError as error:
-            return [_Failed(error)] * len(calls)
-    return [_started_one(backend, call, model) for call, model in calls]
-
-
-def _started_one(backend: InferenceBackend, call: ModelCall, model: str) -> Handle:
-    try:
-        return backend.submit(call, model)
-    except BackendError as error:
-        return _Failed(error)
 
 
 def wait_s(error: BackendError, failures: int, retries: int, call: ModelCall, model: str) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from workloads.agent import Agent, AgentRun
 from workloads.asking import RETRIES, Answers, AnswersInMemory, CallQueue
-from workloads.backend import InferenceBackend
+from workloads.backend import BatchBackend, InferenceBackend
 from workloads.errors import InputError, IsthmusError
 from workloads.task import Completion, Message, ModelCall, Outcome, Task
 
@@ -98,6 +98,19 @@ def expand(
     calls = CallQueue[_Waiter](backend, store, sampling, in_flight=in_flight, retries=retries, timings=timings)
     growth = _Growth(agent, tuple(dict.fromkeys(models)), depth, calls, max_answers, on_answer)
     return growth.trees(iter(tasks), window=max(8, in_flight))
+
+
+def ask_ahead(
+    agent: Agent, tasks: Iterable[Task], backend: InferenceBackend, models: Sequence[str], depth: int = MAX_DEPTH
+) -> None:
+    """Have a backend that remembers answer, many calls at a time, what will be asked of it one call after another.
+
+    With a depth of 1 that is each task with each model alone, with MAX_DEPTH every placement. A backend that takes no batches is
+    left alone: its answers are at hand, or are to be asked one by one. Raises what `expand` raises.
+    """
+    if isinstance(backend, BatchBackend):
+        for _ in expand(agent, tasks, backend, models, depth):
+            pass
 
 
 class _Waiter:

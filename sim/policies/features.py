@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sim.policies.base import Study, TierView
 from workloads.errors import InputError
+from workloads.expansion import ask_ahead
 from workloads.task import Task
 from workloads.trial import pure_trial
 
@@ -37,6 +38,7 @@ def small_and_large(tiers: Sequence[TierView]) -> tuple[TierView, TierView]:
 def whole_request_scores(study: Study, tasks: Sequence[Task]) -> tuple[FloatArray, FloatArray]:
     """Scores (in [0, 1]) of each task run on the small model throughout, and on the large one throughout."""
     models = [tier.model for tier in small_and_large(study.tiers)]
+    ask_ahead(study.agent, tasks, study.backend, models, depth=1)
     scores = [[pure_trial(study.agent, task, study.backend, model).score for task in tasks] for model in models]
     return np.array(scores[0], float), np.array(scores[1], float)
 

@@ -21,6 +21,7 @@ from sim.policies.knapsack import Choice, cheapest_plan, undominated
 from sim.profiles import NonNegative
 from workloads.backend import InferenceBackend
 from workloads.errors import InputError
+from workloads.expansion import ask_ahead
 from workloads.task import Completion, ModelCall, Task
 from workloads.trial import Trial, enumerate_trials, pure_trial
 
@@ -60,6 +61,8 @@ class _Oracle(RoutingPolicy):
         times = Counter(task.id for task in study.tasks)
         order = sorted(tasks)  # the plan must not depend on the order of the tasks where several are equally good
         price = self.pricing(study)
+        models = [tier.model for tier in small_and_large(study.tiers)]
+        ask_ahead(study.agent, [tasks[task_id] for task_id in order], study.backend, models)
         choices = [undominated(_choices(study, tasks[task_id], price)) for task_id in order]
         counts = [times[task_id] for task_id in order]
         _, large = small_and_large(study.tiers)

@@ -1,15 +1,16 @@
-"""Equal calls at the same time are one call, and what nobody waits for is given up."""
+"""A conversation is asked once, by however many and whenever, and what nobody waits for is given up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sim.text_tasks import remembering
-from workloads.backend import InferenceBackend
+from workloads.backend import ScriptedBackend, cancel
 from workloads.errors import ModelUnavailable
-from workloads.sharing import SharingBackend
+from workloads.remembering import RememberingBackend
 from workloads.task import Completion, Message, ModelCall, Task
 
 
@@ -46,26 +47,20 @@ def asking(text: str) -> ModelCall:
     return ModelCall(Task(text, text), 0, (Message("user", text),), 1, 1)
 
 
-@pytest.fixture(params=["shared", "remembered"])
-def wrap(request: pytest.FixtureRequest) -> Callable[[InferenceBackend], InferenceBackend]:
-    """A sharing backend, alone and as live runs use it."""
-    return SharingBackend if request.param == "shared" else lambda model: remembering(model, ("slm", "llm"))
-
-
-def test_who_asks_meanwhile_gets_the_same_answer(wrap) -> None:
+def test_who_asks_meanwhile_gets_the_same_answer() -> None:
     """Four requests with one conversation are one call; another conversation and another model are calls of their own."""
     model = Model()
-    backend: InferenceBackend = wrap(model)
+    backend = RememberingBackend(model)
     handles = [backend.submit(asking("a"), "slm") for _ in range(4)]
     others = [backend.submit(asking("b"), "slm"), backend.submit(asking("a"), "llm")]
     assert [handle.result().text for handle in (*handles, *others, *handles)] == [*"1111", *"23", *"1111"]
     assert model.calls == ["slm a", "slm b", "llm a"]
 
 
-def test_a_failure_is_everybodys_and_then_forgotten(wrap) -> None:
+def test_a_failure_is_everybodys_and_then_forgotten() -> None:
     """All who wait learn of it, whenever they look; the next one to ask makes a new call."""
     model = Model(failing=1)
-    backend = wrap(model)
+    backend = RememberingBackend(model)
     waiting = [backend.submit(asking("a"), "slm") for _ in range(2)]
     with pytest.raises(ModelUnavailable):
         waiting[0].result()
@@ -74,17 +69,65 @@ def test_a_failure_is_everybodys_and_then_forgotten(wrap) -> None:
         waiting[1].result()
 
 
-def test_only_what_nobody_waits_for_is_given_up(wrap) -> None:
+def test_only_what_nobody_waits_for_is_given_up() -> None:
     """One of two may go; when the other goes too, or goes twice, the call is cancelled once, and who comes later asks anew."""
     model = Model()
-    backend = wrap(model)
+    backend = RememberingBackend(model)
     first, second = (backend.submit(asking("a"), "slm") for _ in range(2))
-    first.cancel()
-    first.cancel()
+    cancel(first)
+    cancel(first)
     assert model.given_up == []
-    second.cancel()
+    cancel(second)
     assert model.given_up == [1]
     third = backend.submit(asking("a"), "slm")
     assert third.result().text == "2"
-    third.cancel()
+    cancel(third)
     assert (model.calls, model.given_up) == (["slm a", "slm a"], [1])
+
+
+class Batching(Model):
+    """A live model that also takes many calls at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> list[OnTheWay]:
+        self.batches.append(len(calls))
+        return [self.submit(call, model) for call, model in calls]
+
+
+def test_new_calls_travel_together() -> None:
+    """Of many calls those that nobody asked before go to the model at once, each once; a single one goes by itself."""
+    model = Batching()
+    backend = RememberingBackend(model)
+    known = backend.submit(asking("a"), "slm")
+    handles = backend.submit_many([(asking(text), "slm") for text in ("a", "b", "c", "b")])
+    assert [handle.result().text for handle in (known, *handles)] == ["1", "1", "2", "3", "2"]
+    assert backend.submit_many([(asking("c"), "slm")])[0].result().text == "3"
+    assert (model.calls, model.batches) == (["slm a", "slm b", "slm c"], [2])
+
+
+def test_many_threads_ask_a_conversation_once() -> None:
+    """Thirty-two threads that want the same forty answers cause forty calls and get the same answers."""
+    model = ScriptedBackend(slow)
+    backend = RememberingBackend(model)
+
+    def ask(_: int) -> list[str]:
+        return [backend.submit(asking(str(number)), "slm").result().text for number in range(40)]
+
+    SLOW_CALLS.clear()
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, range(32)))
+    assert all(texts == found[0] for texts in found)
+    assert sorted(SLOW_CALLS) == sorted(map(str, range(40)))
+
+
+SLOW_CALLS: list[str] = []
+
+
+def slow(call: ModelCall, model: str) -> Completion:
+    """An answer that differs each time it is made, which lets other threads have a turn."""
+    SLOW_CALLS.append(call.messages[-1].content)
+    time.sleep(0.001)
+    return Completion(model, f"{len(SLOW_CALLS)}", 1, 1, 1)
