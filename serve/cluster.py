@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parents[1]
 _CONNECT_S = 5.0
+_ANSWER_S = 10.0
+_ASKED = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+"""What drivers ask a cluster's head first."""
 _EXCLUDED = [".venv", ".git", "results", "tests", "docs", "**/__pycache__"]
 
 
 def check_address(address: str | None) -> None:
-    """Raise InputError for a cluster address where nobody listens: Ray itself would try for more than a minute."""
+    """Raise InputError, within some seconds, for a cluster address where no Ray cluster answers: Ray itself would try for minutes.
+
+    This loads no part of Ray, which reads a cluster's token from the environment when it is imported.
+    """
     if address in (None, "auto"):
         return
     host, colon, port = str(address).removeprefix("ray://").rpartition(":")
@@ -29,11 +36,34 @@ def check_address(address: str | None) -> None:
         raise InputError(f"--address {address}", "not an address", "Write auto, host:port or ray://host:port")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        problem = _problem_at(f"{host}:{port}", client=str(address).startswith("ray://"))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"--address {address}", f"no Ray cluster answers ({reason})", "Check it with `ray status`"
-        ) from None
+        problem = str(getattr(error, "strerror", None) or error)
+    if problem:
+        remedy = "Check it with `ray status`"
+        raise InputError(f"--address {address}", f"no Ray cluster answers ({problem})", remedy)
+
+
+def _problem_at(target: str, *, client: bool) -> str:
+    """Why what listens there is no Ray cluster (with `client` no Ray client server); empty if it may be one."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return ""  # only Ray knows its certificates
+    import grpc  # type: ignore[import-untyped]
+
+    until_s = time.monotonic() + _ANSWER_S
+    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_S)
+            if not client:
+                channel.unary_unary(_ASKED)(b"", timeout=max(1.0, until_s - time.monotonic()))
+        except grpc.FutureTimeoutError:
+            return f"something listens there, but it did not speak gRPC within {_ANSWER_S:g} s"
+        except grpc.RpcError as error:  # a cluster with a token says UNAUTHENTICATED
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return "another service listens there"
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"something listens there, but it did not answer within {_ANSWER_S:g} s"
+    return ""
 
 
 def run_parallel(
