@@ -119,6 +119,10 @@ class PairTasks(Strict):
     """No question is in two splits; the models were trained on the first."""
     families: Annotated[tuple[Literal["hops", "sums"], ...], Field(min_length=1)] = ("hops", "sums")
     """hops: questions over an invented knowledge base; sums: word problems."""
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1, le=6)], ...], Field(min_length=1)] = (1, 2, 3, 4)
+    """How many operations hang on each other in a task, drawn evenly from these."""
+    distractors: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(min_length=1)] = (0, 1, 2)
+    """How many sentences a task does not need, drawn evenly from these."""
     distinct_tasks: Count = 1000
     """Number of different tasks."""
     draw: Annotated[int, Field(ge=0)] = 1

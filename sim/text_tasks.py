@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sim.loading import data_path
 from sim.scenario import Gsm8kTasks, HotpotQaTasks, PairTasks, Scenario
@@ -37,7 +37,7 @@ def text_tasks(scenario: Scenario, scenario_path: Path) -> TextTasks:
     spec = scenario.workload.tasks
     agent = _agent(spec.kind, getattr(spec, "metric", ""))
     if isinstance(spec, PairTasks):
-        return TextTasks(_pair(spec.split, spec.distinct_tasks, spec.draw, spec.families), agent)
+        return TextTasks(_pair(spec.split, spec.distinct_tasks, spec.draw, spec.families, spec.lengths, spec.distractors), agent)
     if isinstance(spec, Gsm8kTasks):
         return TextTasks(_gsm8k(data_path(spec.path, scenario_path), spec.limit), agent)
     assert isinstance(spec, HotpotQaTasks)
@@ -45,8 +45,8 @@ def text_tasks(scenario: Scenario, scenario_path: Path) -> TextTasks:
 
 
 @lru_cache(maxsize=4)
-def _pair(split: str, count: int, draw: int, families: tuple[str, ...]) -> tuple[Task, ...]:
-    return tuple(pair_tasks(split, count, draw, families))
+def _pair(split: str, count: int, draw: int, *difficulty: tuple[Any, ...]) -> tuple[Task, ...]:
+    return tuple(pair_tasks(split, count, draw, *difficulty))
 
 
 @lru_cache(maxsize=4)

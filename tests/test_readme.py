@@ -17,7 +17,11 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = ".venv/bin/python run_sim.py "
-COMMANDS = [line.split("  #")[0].removeprefix(PROGRAM) for line in README.splitlines() if line.startswith(PROGRAM)]
+LIVE, _, _ = README.partition("## Real models")[2].partition("\n## ")
+LIVE_COMMANDS, COMMANDS = (
+    [line.split("  #")[0].removeprefix(PROGRAM) for line in text.splitlines() if line.startswith(PROGRAM)]
+    for text in (LIVE, README.replace(LIVE, ""))
+)
 
 
 def in_checkout(words: list[str]) -> list[str]:
@@ -50,12 +54,24 @@ def test_the_commands_of_the_readme_run(
         assert outcome.exit_code == 0, f"{command}\n{outcome.output}"
 
 
+@pytest.mark.parametrize("command", LIVE_COMMANDS)
+def test_the_live_commands_of_the_readme_exist(command: str) -> None:
+    """Command and options are known, the scenario is valid; tests/serve runs them on smaller models."""
+    words = in_checkout(shlex.split(command))
+    name = words[: 2 if words[0] == "cluster" else 1]
+    known = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
+    assert known.exit_code == 0
+    assert all(word in known.output for word in words if word.startswith("--"))
+    assert all(load_scenario(Path(word)) for word in words if word.endswith(".yaml"))
+
+
 def test_the_scenario_of_the_readme_is_valid(tmp_path: Path) -> None:
     """The YAML block can be saved and run."""
     block = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
     assert block is not None
     path = tmp_path / "scenario.yaml"
     path.write_text(block[1], encoding="utf-8")
+    (tmp_path / "recordings").symlink_to(ROOT / "scenarios" / "recordings")  # as beside the scenarios that ship
     assert len(expand_cells(load_scenario(path))) == 5 * 5
 
 

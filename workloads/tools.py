@@ -31,9 +31,9 @@ class _Refused(ValueError):
 def statements(argument: str, value: Callable[[str, dict[str, str]], str]) -> str:
     """Works out `A = ... ; B = ...` from left to right; labels come back with the values, one statement without a label bare.
 
-    `value` gets an expression and the values of the labels before it.
+    `value` gets an expression and the values of the labels before it. Thoughts before a colon are not asked for anything.
     """
-    parts = argument.split(";")
+    parts = argument.rpartition(":")[2].split(";")
     if len(parts) > _MAX_STATEMENTS:
         return f"error: more than {_MAX_STATEMENTS} statements"
     known, found = dict[str, str](), []

@@ -13,8 +13,8 @@ from workloads.tasks.pair import FAMILIES, MAX_SUBTASKS
 
 _TITLES = {"slm": "Isthmus embedded SLM", "llm": "Isthmus embedded LLM"}
 _STYLES = {
-    "slm": "one relation or one operation a step, after noting the first fact of a sum",
-    "llm": "a plan of the whole chain, then two relations or two operations a step",
+    "slm": "one relation or one operation a step",
+    "llm": "what the name asked for needs, back to what is known, then two relations or two operations a step",
 }
 _HEADER = """---
 license: apache-2.0
@@ -71,7 +71,7 @@ def _card(model: str, facts: Mapping[str, Any], results: Mapping[str, Sequence[A
     return f"""{_HEADER}
 # {_TITLES[model]}
 
-A Llama-style decoder of {facts["parameters"]:,} parameters ({recipe["layers"]} layers, width {recipe["width"]}, {recipe["heads"]} heads,
+A Qwen3-style decoder of {facts["parameters"]:,} parameters ({recipe["layers"]} layers, width {recipe["width"]}, {recipe["heads"]} heads,
 {facts["vocabulary"]} word pieces), trained from scratch on the tasks of `workloads/tasks/pair.py` and nothing else. It writes one
 step a turn, verb first: {_STYLES[model]}; `answer` ends the request.
 

@@ -19,11 +19,11 @@ class GreedyDecoder:
     """One of the pair's models, loaded from its folder of safetensors onto the CPU."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import LlamaForCausalLM
+        from transformers import AutoModelForCausalLM
 
         if not (folder / "model.safetensors").exists():
             raise InputError(str(folder), "no model.safetensors", "Train it with `python -m serve.pair.train`")
-        self._model: Any = LlamaForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
         self._words = {number: piece for piece, number in pieces().items()}
 
     def complete(self, conversations: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:

@@ -24,6 +24,8 @@ _OTHER = 0.4
 _STRAY = 0.15
 """And how often one that does not help is put in before it."""
 _MAX_STRAYS = 3
+_SHUFFLED = 0.6
+"""Share of the coarse model's problems whose facts come in any order: where order helps, it is learned in place of looking up."""
 _NO_TASK = Task("training")
 
 
@@ -70,11 +72,12 @@ def examples(style: Style, count: int, seed: str, hardest: float) -> list[Exampl
     """`count` training conversations, the same for the same seed; `hardest` in [0, 1] is how far the curriculum is."""
     random = Random(seed)
     longest = max(2, round(1 + hardest * (MAX_LENGTH - 1)))
-    most = round(hardest * MAX_DISTRACTORS)
     families = list(FAMILIES)
     found = []
     for number in range(count):
         length = 1 + min(longest - 1, int(longest * random.random() ** 0.8))
-        problem = draw_problem(families[number % len(families)], "train", length, random.randint(0, most), random)
+        shuffled = style == "coarse" and random.random() < _SHUFFLED
+        family, distractors = families[number % len(families)], random.randint(0, MAX_DISTRACTORS)
+        problem = draw_problem(family, "train", length, distractors, random, shuffled)
         found.append(conversation(problem, style, random))
     return found

@@ -1,4 +1,4 @@
-"""The shapes of the pair: two Llama-style decoders over the same small vocabulary."""
+"""The shapes of the pair: two Qwen3-style decoders over the same small vocabulary."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from serve.pair.tokenizer import END, PAD, pieces
 from workloads.tasks.problem import Style
 
 MAX_POSITIONS = 512
-ROPE_THETA = 100.0
-"""Far below the usual 10,000: conversations are short, and what matters is which of a few words back."""
+ROPE_THETA = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,25 +28,26 @@ class Recipe:
 
 
 RECIPES = {
-    "slm": Recipe("fine", layers=2, width=64, heads=4, inner=160, steps=3000),
-    "llm": Recipe("coarse", layers=4, width=128, heads=4, inner=352, steps=4500, batch=32, rate=2e-3, muon_rate=0.01),
+    "slm": Recipe("fine", layers=2, width=48, heads=4, inner=128, steps=4000),
+    "llm": Recipe("coarse", layers=4, width=64, heads=4, inner=176, steps=9000, batch=32),
 }
 
 
 def new_model(recipe: Recipe, seed: int) -> Any:
-    """A LlamaForCausalLM with fresh weights drawn from `seed`, in float32."""
+    """A Qwen3ForCausalLM with fresh weights drawn from `seed`, in float32: Llama with normalised queries and keys."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     table = pieces()
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=len(table),
         hidden_size=recipe.width,
         intermediate_size=recipe.inner,
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
+        head_dim=recipe.width // recipe.heads,
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         tie_word_embeddings=True,
@@ -57,4 +57,4 @@ def new_model(recipe: Recipe, seed: int) -> Any:
         initializer_range=recipe.width**-0.5,
         attn_implementation="eager",
     )
-    return LlamaForCausalLM(config)
+    return Qwen3ForCausalLM(config)

@@ -14,7 +14,8 @@ PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 ROLES = {"system": "<user>", "user": "<user>", "assistant": "<assistant>", "tool": "<tool>"}
 _MARKS = (PAD, UNKNOWN, END, "<user>", "<assistant>", "<tool>")
 _JOINED = "##"
-_PIECE = re.compile(r"<[a-z]+>|[^\W\d_]+|\d+|[^\w\s]")
+_WORD = r"<[a-z]+>|'s\b|[^\W\d_]+|\d+|[^\w\s]"
+_PIECE = re.compile(_WORD)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -54,12 +55,12 @@ def encode_message(message: Message) -> list[int]:
 
 def build_tokenizer() -> Any:
     """The tokenizer as transformers uses it (PreTrainedTokenizerFast)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     model = models.WordPiece(vocab=pieces(), unk_token=UNKNOWN, continuing_subword_prefix=_JOINED)
     tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
     tokenizer.decoder = decoders.WordPiece(prefix=_JOINED, cleanup=False)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -41,7 +41,7 @@ def _solve(task: Task, style: str) -> tuple[Outcome, list[str]]:
 @pytest.mark.parametrize("style", [*STYLES, "mixed"])
 def test_the_reference_solution_is_graded_right_in_every_style(style):
     """Through the agent and its tools, either style alone and any mixture of the two ends in a score of 1."""
-    for task in pair_tasks("test", 300, 1):
+    for task in pair_tasks("test", 300, 1, lengths=range(1, 7)):
         outcome, steps = _solve(task, style)
         assert outcome.score == 1.0, (task.prompt, steps)
         assert len(steps) <= MAX_SUBTASKS - 2, "some room for a wrong step or two"
@@ -70,7 +70,7 @@ def test_no_step_of_the_tools_contradicts_the_latent_solution():
 
 def test_a_wrong_way_leads_to_a_wrong_name():
     """No distractor of a knowledge-base question repeats the relation of the chain it hangs on."""
-    for task in pair_tasks("train", 300, 4, ["hops"], distractors=[3]):
+    for task in pair_tasks("train", 300, 4, ["hops"], distractors=[2]):
         told = [fact.sentence.split(" is ")[1] for fact in (*task.latent.chain, *task.latent.others)]
         assert all(told.count(fact.sentence.split(" is ")[1]) == 1 for fact in task.latent.chain[1:])
 
@@ -108,7 +108,7 @@ def test_within_a_list_no_question_and_no_id_comes_twice():
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 @pytest.mark.parametrize("length", [1, 3, 6])
-@pytest.mark.parametrize("distractors", [0, 3])
+@pytest.mark.parametrize("distractors", [0, 2])
 def test_the_difficulty_is_as_asked(family, length, distractors):
     """Length is the operations of the solution and distractors the clauses beyond it; both stand in the features."""
     for task in pair_tasks("train", 25, 5, [family], [length], [distractors]):
@@ -121,13 +121,13 @@ def test_the_difficulty_is_as_asked(family, length, distractors):
 
 
 def test_all_difficulties_and_both_families_occur_evenly():
-    """A drawn test set covers length 1 to 6 and 0 to 3 distractors in both families."""
+    """A drawn test set covers length 1 to 4 and 0 to 2 distractors in both families."""
     tasks = pair_tasks("test", 960, 0)
     cells: dict[tuple[str, int, int], int] = {}
     for task in tasks:
         cell = task.family, task.features["length"], task.features["distractors"]
         cells[cell] = cells.get(cell, 0) + 1
-    assert len(cells) == 48
+    assert len(cells) == 24
     assert min(cells.values()) >= 5
 
 
@@ -140,7 +140,7 @@ def test_all_difficulties_and_both_families_occur_evenly():
         ({"families": []}, "families: found none"),
         ({"lengths": [0]}, r"lengths: found \[0\].*from 1 to 6"),
         ({"lengths": []}, "lengths"),
-        ({"distractors": [4]}, r"distractors: found \[4\].*from 0 to 3"),
+        ({"distractors": [3]}, r"distractors: found \[3\].*from 0 to 2"),
         ({"count": 100_000, "families": ["hops"], "lengths": [1], "distractors": [0]}, "count: found 100000"),
     ],
 )
@@ -158,9 +158,13 @@ def test_bad_arguments_are_one_clear_message(arguments, message):
         ("mayor of hometown of Nia Voss", hops.facts()["mayor", hops.facts()["hometown", "Nia Voss"]]),
         ("director of Nia Voss", hops.NOTHING),
         ("director of Blue", hops.NOTHING),
+        ("Blue Harbor 's director", hops.facts()["director", "Blue Harbor"]),
+        ("the hometown of Nia Voss's mayor", hops.facts()["mayor", hops.facts()["hometown", "Nia Voss"]]),
+        ("Nia Voss 's", hops.NOTHING),
+        ("'s director", hops.NOTHING),
         ("Q = director of Blue Harbor", f"Q = {hops.facts()['director', 'Blue Harbor']}"),
         (
-            "Q = hometown of Nia Voss ; R = the mayor of Q",
+            "R needs Q : Q = hometown of Nia Voss ; R = Q 's mayor",
             f"Q = {hops.facts()['hometown', 'Nia Voss']} ; R = {hops.facts()['mayor', hops.facts()['hometown', 'Nia Voss']]}",
         ),
         (

@@ -57,6 +57,7 @@ def test_the_calculator_is_exact(pair):
         ("Ben = 29 + 12 ; Ivo = Ben * 2", "Ben = 41 ; Ivo = 82"),
         ("Ben = 2 - 5 ; Ivo = 1 - Ben", "Ben = -3 ; Ivo = 4"),
         ("2 + 2 ; 3", "4 ; 3"),
+        ("Ivo needs Ben : Ben = 29 + 12 ; Ivo = Ben * 2", "Ben = 41 ; Ivo = 82"),
         ("-1 / 3000000", "0"),
     ],
 )

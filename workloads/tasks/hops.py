@@ -1,6 +1,6 @@
 """Multi-hop questions over an invented knowledge base, with a `find` tool.
 
-    Q is the director of Blue Harbor . T is the rival of Q . R is the boss of Q . who is R ?
+    Q is Blue Harbor 's director . T is Q 's rival . R is Q 's boss . who is R ?
 
 Every relation leads from each entity of one kind to one entity of another, so a chain of them has exactly one answer. All
 names and facts come from a fixed seed; letters stand for what is to be found.
@@ -8,11 +8,12 @@ names and facts come from a fixed seed; letters stand for what is to be found.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from random import Random
 
 from workloads.task import Task
-from workloads.tasks.problem import HANGING, Fact, Problem, place_distractor
+from workloads.tasks.problem import HANGING, Fact, Problem, tell
 from workloads.tools import statements
 
 _NAME_PARTS = {
@@ -50,7 +51,7 @@ LETTERS = tuple("FGHJKPQRSTVW")
 _FROM = {kind: tuple(r for r, (source, _) in RELATIONS.items() if source == kind) for kind in _NAME_PARTS}
 _SEED = "knowledge base 1"
 
-_OTHER_WORDS = "find answer nothing found who what is the of = . ? ;"
+_OTHER_WORDS = "find needs answer nothing found who what is 's the of : = . ? ;"
 WORDS = (
     *LETTERS, *(word for parts in _NAME_PARTS.values() for part in parts for word in part.split()), *RELATIONS, *_OTHER_WORDS.split(),
 )  # fmt: skip
@@ -83,21 +84,22 @@ def _spelling() -> dict[str, str]:
 
 
 def find(task: Task, argument: str) -> str:
-    """Looks up relations, inner ones first: `mother of director of Blue Harbor` -> a name, or `nothing found`.
+    """Looks up relations: `Blue Harbor 's director 's mother` or `mother of director of Blue Harbor`; else `nothing found`.
 
-    `Q = director of Blue Harbor ; R = boss of Q` -> `Q = Nia Voss ; R = Ivo Dask`: a label may be used after it.
+    `Q = Blue Harbor 's director ; R = Q 's boss` -> `Q = Nia Voss ; R = Ivo Dask`: a label may be used after it.
     """
     del task
     return statements(argument, _follow)
 
 
 def _follow(expression: str, known: dict[str, str]) -> str:
-    links = " ".join(word for word in expression.rstrip("?. ").split() if word != "the").split(" of ")
-    last = links[-1].strip()
-    current = _spelling().get(known.get(last, last).lower())
-    for relation in reversed(links[:-1]):
+    first, *possessed = re.split(r"\s*['’]s\b\s*", expression.rstrip("?. "))
+    links = " ".join(word for word in first.split() if word != "the").split(" of ")
+    name, relations = links[-1].strip(), [*reversed(links[:-1]), *possessed]
+    current = _spelling().get(known.get(name, name).lower())
+    for relation in relations:
         current = facts().get((relation.strip().lower(), current)) if current else None
-    return current if current and len(links) > 1 else NOTHING
+    return current if current and relations else NOTHING
 
 
 def _fact(letter: str, base: Fact | None, kind: str, random: Random, taken: Fact | None = None) -> tuple[Fact, str]:
@@ -105,17 +107,20 @@ def _fact(letter: str, base: Fact | None, kind: str, random: Random, taken: Fact
 
     Never the relation of `taken`, which hangs on the same base: a wrong way would give the right name.
     """
-    relation = random.choice([r for r in _FROM[kind] if taken is None or taken.before != f"{r} of "])
+    relation = random.choice([r for r in _FROM[kind] if taken is None or taken.after != f" 's {r}"])
     start = base.value if base else random.choice(entities(kind))
-    shown = base.name if base else start
-    fact = Fact(
-        letter, facts()[relation, start], f"{letter} is the {relation} of {shown} .", base.name if base else "",
-        before=f"{relation} of " if base else f"{relation} of {start}",
-    )  # fmt: skip
+    after = f" 's {relation}"
+    sentence = f"{letter} is {base.name if base else start}{after} ."
+    value = facts()[relation, start]
+    fact = (
+        Fact(letter, value, sentence, base.name, "", after)
+        if base
+        else Fact(letter, value, sentence, "", start + after)
+    )
     return fact, RELATIONS[relation][1]
 
 
-def draw(random: Random, length: int, distractors: int) -> Problem:
+def draw(random: Random, length: int, distractors: int, shuffled: bool = False) -> Problem:
     """A random question of this difficulty: `length` relations to follow, `distractors` sentences for nothing."""
     letters = iter(random.sample(LETTERS, length + distractors))
     chain: list[Fact] = []
@@ -124,14 +129,17 @@ def draw(random: Random, length: int, distractors: int) -> Problem:
         fact, kind = _fact(next(letters), chain[-1] if chain else None, kinds[-1], random)
         chain.append(fact)
         kinds.append(kind)
-    told, others = list(chain), []
+    others = []
     for _ in range(distractors):
         place = random.randrange(1, length) if length > 1 and random.random() < HANGING else 0
         kind = kinds[place] if place else random.choice(tuple(_NAME_PARTS))
         base, taken = (chain[place - 1], chain[place]) if place else (None, None)
-        fact, _ = _fact(next(letters), base, kind, random, taken)
-        place_distractor(told, fact, random)
-        others.append(fact)
+        others.append(_fact(next(letters), base, kind, random, taken)[0])
     word = "who" if kinds[-1] == "person" else "what"
-    text = " ".join(fact.sentence for fact in told)
-    return Problem("find", f"{text} {word} is {chain[-1].name} ?", tuple(chain), tuple(others), length)
+    return Problem(
+        "find",
+        tell(chain, others, f"{word} is {chain[-1].name} ?", random, shuffled),
+        tuple(chain),
+        tuple(others),
+        length,
+    )

@@ -1,6 +1,6 @@
 """The tasks that ship with the project: text, exact answers, several dependent steps and a tool.
 
-Two families, `hops` and `sums`, each with difficulty {"length": 1..6, "distractors": 0..3}. A hash of the question decides
+Two families, `hops` and `sums`, each with difficulty {"length": 1..6 (1..4 unless asked), "distractors": 0..2}. A hash of the question decides
 whether it belongs to the training, validation or test split, so that no question is in two of them however many are drawn.
 """
 
@@ -22,19 +22,19 @@ from workloads.tools import compute
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-FAMILIES: dict[str, Callable[[Random, int, int], Problem]] = {"hops": hops.draw, "sums": sums.draw}
+FAMILIES: dict[str, Callable[[Random, int, int, bool], Problem]] = {"hops": hops.draw, "sums": sums.draw}
 TOOLS = {"find": hops.find, "compute": compute}
 
 MAX_SUBTASKS = 10
 """Steps after which a request counts as failed; the longest reference solution takes 8."""
-MAX_STEP_TOKENS = 32
-"""Tokens a step may take; the longest reference step takes 16."""
+MAX_STEP_TOKENS = 40
+"""Tokens a step may take; the longest reference step takes 30."""
 _TOOL_ERRORS = (
     "error : an expression of more than characters unexpected division by zero a bracket is not closed the "
     "ends too early cannot read number large brackets nested deep statements -"
 )
 _TRIES = 2000
-_WORD = re.compile(r"[^\W\d_]+|(?:\b(?!0\d)\d)?\d|[^\w\s]|_")
+_WORD = re.compile(r"'s\b|[^\W\d_]+|(?:\b(?!0\d)\d)?\d|[^\w\s]|_")
 
 
 def split_of(prompt: str) -> Split:
@@ -43,10 +43,12 @@ def split_of(prompt: str) -> Split:
     return "test" if digest < 26 else "validation" if digest < 52 else "train"
 
 
-def draw_problem(family: str, split: Split, length: int, distractors: int, random: Random) -> Problem:
-    """A random problem of this split and difficulty."""
+def draw_problem(
+    family: str, split: Split, length: int, distractors: int, random: Random, shuffled: bool = False
+) -> Problem:
+    """A random problem of this split and difficulty; `shuffled` tells its facts in any order, as no task of `pair_tasks` does."""
     while True:
-        problem = FAMILIES[family](random, length, distractors)
+        problem = FAMILIES[family](random, length, distractors, shuffled)
         if split_of(problem.prompt) == split:
             return problem
 
@@ -56,7 +58,7 @@ def pair_tasks(
     count: int,
     seed: int,
     families: Sequence[str] = ("hops", "sums"),
-    lengths: Sequence[int] = tuple(range(1, MAX_LENGTH + 1)),
+    lengths: Sequence[int] = (1, 2, 3, 4),
     distractors: Sequence[int] = tuple(range(MAX_DISTRACTORS + 1)),
 ) -> list[Task]:
     """`count` different questions of a split, the same ones for the same seed; the families take turns.

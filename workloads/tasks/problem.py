@@ -2,8 +2,8 @@
 
     Nia is 11 . Ben is Nia plus 10 . Kim is Nia times 4 . Ivo is Ben minus 2 . how much is Ivo ?
 
-Each sentence gives one name its value, outright or from a name told before. A chain of them leads to the name asked for, in
-order; distractors hang on the chain or stand alone, and nothing hangs on them.
+Each sentence says what a name is, outright or from a name told before. A chain of them leads to the name asked for, in order;
+distractors hang on the chain or stand alone, and nothing hangs on them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from random import Random
 from typing import Literal
 
 Style = Literal["fine", "coarse"]
-"""`fine` works out one name a step, as the small model is taught; `coarse` two, as the large one is."""
+"""`fine` works out one name a step, as the small model is taught. `coarse`, as the large one is, thinks back from the name asked
+for to what is known, and then works out two: `compute Ivo needs Ben needs Nia : Nia = 11 ; Ben = Nia + 10`."""
 STYLES: tuple[Style, ...] = ("fine", "coarse")
 _NAMES_A_STEP = {"fine": 1, "coarse": 2}
 
 MAX_LENGTH = 6
 """Most dependent operations of a problem."""
-MAX_DISTRACTORS = 3
+MAX_DISTRACTORS = 2
 HANGING = 0.7
 """How often a distractor hangs on the chain; the others stand alone."""
 _LURED = 0.7
@@ -71,7 +72,8 @@ class Problem:
         if done == len(self.chain):
             return f"answer {self.answer}", done
         now = min(len(self.chain), done + _NAMES_A_STEP[style])
-        return f"{self.verb} {' ; '.join(self._statements(done, now))}", now
+        thought = f"{' needs '.join(fact.name for fact in reversed(self.chain[done:]))} : " if style == "coarse" else ""
+        return f"{self.verb} {thought}{' ; '.join(self._statements(done, now))}", now
 
     def _statements(self, done: int, now: int) -> Iterator[str]:
         """The first from a value that is known, a second from the name of the first."""
@@ -96,7 +98,12 @@ class Problem:
         return f"{self.verb} {fact.statement(self._value(fact.base))}"
 
 
-def place_distractor(told: list[Fact], fact: Fact, random: Random) -> None:
-    """Put a distractor's sentence anywhere after what it hangs on."""
-    names = [each.name for each in told]
-    told.insert(random.randint(names.index(fact.base) + 1 if fact.base else 0, len(told)), fact)
+def tell(chain: list[Fact], others: list[Fact], question: str, random: Random, shuffled: bool) -> str:
+    """The chain in order, each distractor anywhere after what it hangs on, then the question; or all in any order."""
+    told = list(chain)
+    for fact in others:
+        first = told.index(next(each for each in chain if each.name == fact.base)) + 1 if fact.base else 0
+        told.insert(random.randint(first, len(told)), fact)
+    if shuffled:
+        random.shuffle(told)
+    return " ".join((*(fact.sentence for fact in told), question))

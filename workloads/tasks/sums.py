@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from workloads.tasks.problem import HANGING, Fact, Problem, place_distractor
+from workloads.tasks.problem import HANGING, Fact, Problem, tell
 
 _NAMES = "Nia Ben Kim Ivo Ada Tom Zoe Leo Mia Sam Eva Max Uma Rex Ina Jon Lea Ned Pia Gus"
 NAMES = tuple(_NAMES.split())
@@ -17,7 +17,7 @@ _MOST = 50
 """No quantity given outright, and none added or taken away, exceeds this."""
 
 _SIGNS = {"plus": "+", "minus": "-", "times": "*"}
-_OTHER_WORDS = "is how much compute answer error = ( ) . ? ; /"
+_OTHER_WORDS = "is how much compute needs answer error : = ( ) . ? ; /"
 WORDS = (*NAMES, *_SIGNS, *_SIGNS.values(), *_OTHER_WORDS.split())
 """Every word a question, a step or an observation of this family is made of, numbers aside."""
 
@@ -43,17 +43,17 @@ def _derived(name: str, base: Fact, random: Random) -> Fact:
     return Fact(name, str(value), sentence, base.name, after=f" {_SIGNS[word]} {amount}")
 
 
-def draw(random: Random, length: int, distractors: int) -> Problem:
+def draw(random: Random, length: int, distractors: int, shuffled: bool = False) -> Problem:
     """A random problem of this difficulty: one quantity given, `length` operations, `distractors` sentences for nothing."""
     names = iter(random.sample(NAMES, length + 1 + distractors))
     chain = [_given(next(names), random)]
     for _ in range(length):
         chain.append(_derived(next(names), chain[-1], random))
-    told, others = list(chain), []
+    others = []
     for _ in range(distractors):
         hangs = random.random() < HANGING
-        fact = _derived(next(names), random.choice(chain[:-1]), random) if hangs else _given(next(names), random)
-        place_distractor(told, fact, random)
-        others.append(fact)
-    text = " ".join(fact.sentence for fact in told)
-    return Problem("compute", f"{text} how much is {chain[-1].name} ?", tuple(chain), tuple(others), length)
+        others.append(
+            _derived(next(names), random.choice(chain[:-1]), random) if hangs else _given(next(names), random)
+        )
+    prompt = tell(chain, others, f"how much is {chain[-1].name} ?", random, shuffled)
+    return Problem("compute", prompt, tuple(chain), tuple(others), length)
