@@ -8,12 +8,13 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 from types import TracebackType
+from weakref import WeakSet
 
 from serve.cloud import UpstreamSpec
 from serve.generation import Generation, Sampling
 from serve.replicas.asking import ReplicaStats, Reply
 from serve.replicas.failures import unavailable
-from serve.replicas.tier_client import Pending, TierClient
+from serve.replicas.tier_client import Pending, TierClient, replies_of
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable, suggest
 from workloads.task import Completion, Message, ModelCall
@@ -37,6 +38,7 @@ class RayServeBackend:
         self._clients, self._sampling, self._retries = dict(clients), sampling, retries
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._lock = Lock()
+        self._sent: WeakSet[Pending] = WeakSet()
         self._closed = False
 
     def submit(self, call: ModelCall, model: str) -> LiveHandle | LiveFuture:
@@ -47,8 +49,11 @@ class RayServeBackend:
         ):  # only as many as its limits let pass: no call's time is lost waiting
             return self.submit_many([(call, model)])[0]
         messages, max_tokens = _conversation(call, client)
-        limit_s = client.tier.request_timeout_s
-        return LiveHandle(model, partial(client.start, messages, max_tokens, self._sampling), limit_s, self._retries)
+
+        def start(limit_s: float) -> Pending:
+            return self._on_its_way(client.start(messages, max_tokens, self._sampling, limit_s))
+
+        return LiveHandle(model, start, client.tier.request_timeout_s, self._retries)
 
     def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> list[LiveFuture]:
         """Send many (call, model) and return at once; handles in the same order.
@@ -81,10 +86,16 @@ class RayServeBackend:
         return self._client(model)
 
     def close(self) -> None:
-        """Send nothing more: what `submit_many` has not sent yet fails as cancelled."""
-        self._closed = True
+        """Send nothing more and wait for nothing: calls without an answer fail as cancelled, and their replicas drop them."""
+        with self._lock:
+            self._closed = True
+            sent = list(self._sent)
         for pool in self._pools.values():
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pending in sent:
+            pending.cancel()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True)
 
     def __enter__(self) -> RayServeBackend:
         """Itself; the end of the block closes it."""
@@ -109,6 +120,15 @@ class RayServeBackend:
                 self._pools[client.model] = ThreadPoolExecutor(threads, thread_name_prefix=name)
             return self._pools[client.model]
 
+    def _on_its_way(self, pending: Pending) -> Pending:
+        """Remember what `close` is to cancel."""
+        with self._lock:
+            self._sent.add(pending)
+            closed = self._closed
+        if closed:
+            pending.cancel()
+        return pending
+
     def _send(self, client: TierClient, asked: Sequence[Conversation], futures: Sequence[Future[Reply]]) -> None:
         """Answer one chunk; runs in a thread of the pool, whose number is what keeps the replicas busy but not flooded."""
         wanted = [future.set_running_or_notify_cancel() for future in futures]
@@ -116,7 +136,7 @@ class RayServeBackend:
             return  # all were cancelled before they were sent
         retries = self._retries
         while True:
-            replies = client.complete_many(asked, self._sampling)
+            replies = replies_of(self._on_its_way(client.start_many(asked, self._sampling)), len(asked))
             if any(map(_not_sent, replies)) and not self._closed:
                 continue  # our own limits held it back: no failure, and its time begins anew
             if retries == 0 or not any(map(_died, replies)):
@@ -166,6 +186,8 @@ class LiveFuture:
     def cancel(self) -> None:
         """Give the call up if it has not been sent; what is under way may be paid for, and goes on to its end."""
         self._future.cancel()
+
+    withdraw = cancel
 
 
 def _see_to_the_end(answers: Sequence[Future[Reply]], sending: Future[None]) -> None:

@@ -106,11 +106,11 @@ def _live_cells(cells: Sequence[Cell], open_live: OpenLive) -> Generator[tuple[C
     for _, group in itertools.groupby(cells, key=lambda cell: _served(cell.scenario)):
         same = list(group)
         measured = any(cell.scenario.inference.service_time == "measured" for cell in same)
-        with (
-            open_live(same[0].scenario) as backend,
-            closing(run_live_cells(same, RememberingBackend(backend), one_by_one=measured)) as results,
-        ):
-            yield from results
+        with open_live(same[0].scenario) as backend:
+            shared = RememberingBackend(backend)
+            cells_run = run_live_cells(same, shared, one_by_one=measured, on_stop=shared.close)
+            with closing(cells_run) as results:
+                yield from results
 
 
 def _served(scenario: Scenario) -> list[Any]:

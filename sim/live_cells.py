@@ -22,13 +22,13 @@ AT_A_TIME = 16
 
 def run_live_cells(
     cells: Sequence[Cell], backend: InferenceBackend, on_end: Callable[[RequestRow], None] | None = None, *,
-    one_by_one: bool = False,
+    one_by_one: bool = False, on_stop: Callable[[], object] = lambda: None,
 ) -> Generator[tuple[Cell, Records]]:  # fmt: skip
     """Simulate cells whose answers come from `backend`, and yield each when it is done; `on_end` hears of every request.
 
     The backend must take calls from many threads and should remember answers, as cells ask much the same. With `one_by_one`
     cells run in their order and nothing is asked ahead: answers whose seconds count must not be slowed down by each other.
-    Close the generator to stop the cells at their next call.
+    Close the generator to stop the cells at their next call; `on_stop` may end the calls they wait for.
     """
     if one_by_one:
         alone = _Alone(backend)
@@ -53,6 +53,7 @@ def run_live_cells(
                 yield done.result()
         finally:
             beside.stopped.set()
+            on_stop()
             pool.shutdown(wait=False, cancel_futures=True)
 
 

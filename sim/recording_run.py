@@ -6,7 +6,7 @@ Either the scenario's policies are simulated and what they asked is kept, or eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,8 @@ from workloads.trial import pure_trial
 PILOT_TASKS = 24
 """Tasks spread over all of them that are expanded first, to tell how many answers the whole will take."""
 _FEWER = "Give a smaller --counterfactual DEPTH or fewer tasks, or allow more answers; those in hand are kept"
-Expanding = Callable[..., Iterator[TaskTree]]
+_DRAINING = "keeping the answers that are under way; Ctrl-C ends it at once"
+Expanding = Callable[..., Generator[TaskTree]]
 """`expand` but for the tasks, the number of answers allowed and whom to tell of them."""
 
 
@@ -75,7 +76,7 @@ def record(
             else:
                 expanding = partial(
                     expand, plan.agent, backend=backend, models=plan.models, depth=counterfactual_depth, answers=journal,
-                    sampling=sampling, in_flight=in_flight, timings=timings,
+                    sampling=sampling, in_flight=in_flight, timings=timings, on_drain=partial(console.print, _DRAINING),
                 )  # fmt: skip
                 summary = _record_trees(plan, expanding, max_answers, journal, out, console)
         except TooManyAnswers as error:
@@ -98,9 +99,10 @@ def _record_trees(
     with (
         RecordingWriter(out, plan.header, _partial(out)) as writer,
         RecordingProgress(console, len(plan.tasks), journal) as progress,
+        closing(expanding(tasks=plan.tasks, max_answers=max_answers, on_answer=progress.answered)) as grown,
     ):
         progress.expect(expected)
-        for tree in expanding(tasks=plan.tasks, max_answers=max_answers, on_answer=progress.answered):
+        for tree in grown:
             _write_tree(tree, writer)
             for model in plan.models:
                 scores[model] += tree.alone(model).score
@@ -121,8 +123,11 @@ def _pilot(
     allowed = max(1, max_answers * PILOT_TASKS // total)
     trees: list[TaskTree] = []
     try:
-        with RecordingProgress(console, PILOT_TASKS, journal, "estimating") as progress:
-            for tree in expanding(tasks=chosen, max_answers=allowed, on_answer=progress.answered):
+        with (
+            RecordingProgress(console, PILOT_TASKS, journal, "estimating") as progress,
+            closing(expanding(tasks=chosen, max_answers=allowed, on_answer=progress.answered)) as grown,
+        ):
+            for tree in grown:
                 trees.append(tree)
                 progress.unit_done(tree.answer_count())
     except TooManyAnswers:
@@ -183,10 +188,10 @@ def _record_policies(
 
 @contextmanager
 def _draining(keeping: KeepingBackend) -> Iterator[None]:
-    """When a model fails for good, what others have answered by then is kept."""
+    """When a model fails for good, or somebody interrupts, what others have answered by then is kept."""
     try:
         yield
-    except IsthmusError:
+    except (IsthmusError, KeyboardInterrupt):
         keeping.drain()
         raise
 

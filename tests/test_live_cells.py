@@ -116,6 +116,30 @@ def test_closing_stops_the_cells_at_their_next_call(tmp_path: Path) -> None:
     assert asked < whole.calls
 
 
+def test_stopping_need_not_wait_for_calls_under_way(tmp_path: Path) -> None:
+    """A large model that never answers: what waits for it ends as soon as the run is stopped."""
+    given_up = threading.Event()
+
+    class Never(OnTheWay):
+        def result(self) -> Completion:
+            assert given_up.wait(60.0)
+            raise ModelUnavailable("cancelled")
+
+        def cancel(self) -> None:
+            given_up.set()
+
+    class Half(Live):
+        def submit(self, call: ModelCall, model: str) -> OnTheWay:
+            return Never(self, made_up(call, model)) if model == "large" else super().submit(call, model)
+
+    shared = RememberingBackend(Half())
+    some = cells(tmp_path, "policies=[all-slm, all-llm]")
+    with closing(run_live_cells(some, shared, on_stop=shared.close)) as results:
+        assert next(results)[0].policy.name == "all-slm"
+        assert not given_up.is_set()
+    assert given_up.is_set()
+
+
 def test_requests_are_told_of_one_at_a_time(tmp_path: Path) -> None:
     """`on_end` hears of every request of every cell, never from two threads at once."""
     inside, told = threading.Lock(), []

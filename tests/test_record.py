@@ -233,7 +233,8 @@ def test_a_deeper_recording_goes_on_with_the_answers_of_a_shallower_one(tmp_path
     with pytest.raises(IsthmusError):
         record(scenario(tmp_path, *FEW), Unreliable(15), out, 2)
     with pytest.raises(
-        InputError, match=r"keeps the answers of another recording: its 'behind' is .*pair/slm.*, now it is"
+        InputError,
+        match=r"keeps the answers of another recording: its 'behind\.little\.source' is \"pair/slm\", now it is",
     ):
         record(scenario(tmp_path, *FEW, "tiers.edge.serve.source=other/model"), MODELS, out, 3)
     assert record(scenario(tmp_path, *FEW), MODELS, out, 3).kept == 15

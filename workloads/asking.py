@@ -10,7 +10,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import Generic, Protocol, TypeVar
 
-from workloads.backend import Handle, InferenceBackend, cancel, started
+from workloads.backend import Handle, InferenceBackend, cancel, started, withdraw
 from workloads.errors import BackendError, ModelUnavailable, RecordingMiss
 from workloads.recording import recordable
 from workloads.recording_file import conversation_key
@@ -171,29 +171,36 @@ class CallQueue(Generic[Waiter]):
             if not self._flying:
                 time.sleep(max(0.0, self._delayed[0][0] - time.monotonic()))
                 continue
-            handle, asked = self._flying.popleft()
+            handle, asked = self._flying[0]  # it stays there while it is waited for: an interrupt must not lose it
             try:
                 answer = self._keep(handle, asked)
             except BackendError as error:
+                self._flying.popleft()
                 asked.failures += 1
                 due_s = time.monotonic() + wait_s(error, asked.failures, self._retries, asked.call, asked.model)
                 heapq.heappush(self._delayed, (due_s, asked.order, asked))
             else:
+                self._flying.popleft()
                 return answer, asked.waiters
 
+    @property
+    def under_way(self) -> int:
+        """Calls whose answers have not been collected."""
+        return len(self._flying)
+
     def drain(self) -> None:
-        """Keep what is still under way and can be had: it may have cost money."""
+        """Send nothing more, and keep what is still under way and can be had: it may have cost money."""
+        for handle, _ in self._flying:
+            withdraw(handle)
         while self._flying:
             handle, asked = self._flying.popleft()
-            try:
+            with suppress(BackendError):
                 self._keep(handle, asked)
-            except BackendError:
-                continue
 
     def _keep(self, handle: Handle, asked: _Asked[Waiter]) -> Completion:
         answer = recordable(handle.result(), asked.model, timings=self._timings)
         self._answers.put(asked.key, answer)
-        del self._asked[asked.key]
+        self._asked.pop(asked.key, None)  # an interrupt may have come just after it was kept
         return answer
 
     def _submit(self) -> None:

@@ -32,6 +32,21 @@ def cancel(handle: Handle) -> None:
         handle.cancel()
 
 
+@runtime_checkable
+class Withdrawable(Protocol):
+    """A handle whose call may not have been sent yet."""
+
+    def withdraw(self) -> None:
+        """Do not send it any more; one that is on its way goes on to its end."""
+        ...
+
+
+def withdraw(handle: Handle) -> None:
+    """Take a call back if it has not been sent."""
+    if isinstance(handle, Withdrawable):
+        handle.withdraw()
+
+
 class InferenceBackend(Protocol):
     """Answers model calls. Submit before the uplink delay, collect when service starts."""
 
@@ -46,6 +61,15 @@ class BatchBackend(Protocol):
 
     def submit_many(self, calls: Sequence[tuple[ModelCall, str]]) -> Sequence[Handle]:
         """Start answering (call, model) pairs; handles in their order."""
+        ...
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A backend that can be told to send nothing more."""
+
+    def close(self) -> None:
+        """Fail what has no answer yet."""
         ...
 
 

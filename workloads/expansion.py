@@ -12,7 +12,7 @@ a new one from the start with the answers on their path.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from workloads.agent import Agent, AgentRun
@@ -83,12 +83,14 @@ def expand(
     agent: Agent, tasks: Iterable[Task], backend: InferenceBackend, models: Sequence[str], depth: int = MAX_DEPTH, *,
     answers: Answers | None = None, sampling: str = "greedy", in_flight: int = IN_FLIGHT, retries: int = RETRIES,
     timings: bool = False, max_answers: int = MAX_ANSWERS, on_answer: Callable[[], None] = lambda: None,
-) -> Iterator[TaskTree]:  # fmt: skip
+    on_drain: Callable[[], None] = lambda: None,
+) -> Generator[TaskTree]:  # fmt: skip
     """The trees of `tasks`, in their order, whatever the order in which models answer.
 
     Up to `in_flight` calls are under way, of at most as many tasks. What `answers` already holds is not asked again, and what is
-    collected goes there at once. `on_answer` is told of every answer in a tree. Raises InputError for a depth out of range and for
-    an agent that cannot be recorded, TooManyAnswers, and BackendError for a call that failed `retries` times more.
+    collected goes there at once. `on_answer` is told of every answer in a tree. An error, an interrupt or closing the generator
+    waits for calls that are under way, whose answers are kept; `on_drain` is told before. Raises InputError for a depth out of
+    range and for an agent that cannot be recorded, TooManyAnswers, and BackendError for a call that failed `retries` times more.
     """
     if not 1 <= depth <= MAX_DEPTH:
         raise InputError("counterfactual depth", f"found {depth}", f"Allowed: 1 to {MAX_DEPTH}")
@@ -96,7 +98,7 @@ def expand(
         raise InputError("calls in flight", f"found {in_flight}", "Give at least 1")
     store = AnswersInMemory() if answers is None else answers
     calls = CallQueue[_Waiter](backend, store, sampling, in_flight=in_flight, retries=retries, timings=timings)
-    growth = _Growth(agent, tuple(dict.fromkeys(models)), depth, calls, max_answers, on_answer)
+    growth = _Growth(agent, tuple(dict.fromkeys(models)), depth, calls, max_answers, on_answer, on_drain)
     return growth.trees(iter(tasks), window=max(8, in_flight))
 
 
@@ -127,14 +129,14 @@ class _Growth:
 
     def __init__(
         self, agent: Agent, models: tuple[str, ...], depth: int, calls: CallQueue[_Waiter], max_answers: int,
-        on_answer: Callable[[], None],
+        on_answer: Callable[[], None], on_drain: Callable[[], None],
     ) -> None:  # fmt: skip
         self._agent, self._models, self._depth, self._calls = agent, models, depth, calls
-        self._max_answers, self._on_answer = max_answers, on_answer
+        self._max_answers, self._on_answer, self._on_drain = max_answers, on_answer, on_drain
         self._started = self._answers = 0
         self._in_hand: list[tuple[_Waiter, Completion]] = []
 
-    def trees(self, tasks: Iterator[Task], window: int) -> Iterator[TaskTree]:
+    def trees(self, tasks: Iterator[Task], window: int) -> Generator[TaskTree]:
         growing: deque[TaskTree] = deque()
         try:
             while True:
@@ -148,7 +150,9 @@ class _Growth:
                 answer, waiters = self._calls.collect()
                 self._in_hand += [(waiter, answer) for waiter in waiters]
                 self._grow()
-        except IsthmusError:
+        except (IsthmusError, KeyboardInterrupt, GeneratorExit):
+            if self._calls.under_way:
+                self._on_drain()
             self._calls.drain()
             raise
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Lock
 
-from workloads.backend import Handle, InferenceBackend, cancel, started
-from workloads.errors import BackendError
+from workloads.backend import Closable, Handle, InferenceBackend, cancel, started
+from workloads.errors import BackendError, IsthmusError
 from workloads.task import Completion, Message, ModelCall
 
 Conversation = tuple[str, tuple[Message, ...]]
@@ -24,6 +24,7 @@ class RememberingBackend:
         self._inner, self._lock = inner, Lock()
         self._answers: dict[Conversation, Completion] = {}
         self._under_way: dict[Conversation, _Shared] = {}
+        self._closed = False
 
     def submit(self, call: ModelCall, model: str) -> Handle:
         """The answer in hand, the one under way, or a new call."""
@@ -33,12 +34,24 @@ class RememberingBackend:
         """The same for many calls, of which the new ones are passed on together."""
         asked = [(model, call.messages) for call, model in calls]
         with self._lock:
+            if self._closed:
+                raise IsthmusError("the run was stopped")
             new = {
                 a: c for a, c in zip(asked, calls, strict=True) if a not in self._answers and a not in self._under_way
             }
             for conversation, handle in zip(new, started(self._inner, list(new.values())), strict=True):
                 self._under_way[conversation] = _Shared(self, conversation, handle)
             return [self._answers[a] if a in self._answers else self._under_way[a].one_more() for a in asked]
+
+    def close(self) -> None:
+        """Give up all calls under way, and close the backend behind; who asks again gets an IsthmusError."""
+        with self._lock:
+            self._closed = True
+            calls = list(self._under_way.values())
+        for call in calls:
+            cancel(call.inner)
+        if isinstance(self._inner, Closable):
+            self._inner.close()
 
     def ended(self, call: _Shared, outcome: Completion | BackendError) -> None:
         """A call is under way no more."""

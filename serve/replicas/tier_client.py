@@ -73,10 +73,13 @@ class TierClient:
         self, calls: Sequence[tuple[tuple[Message, ...], int | None]], sampling: Sampling | None
     ) -> list[Reply]:
         """Answer these calls as one Serve request on one replica, and wait. They share one time limit and fail together."""
+        return replies_of(self.start_many(calls, sampling), len(calls))
+
+    def start_many(self, calls: Sequence[tuple[tuple[Message, ...], int | None]], sampling: Sampling | None) -> Pending:
+        """Send these calls as one Serve request; `replies_of` waits for their outcome."""
         limit_s = self.tier.request_timeout_s
         asks = [Ask(messages, max_tokens, sampling, limit_s) for messages, max_tokens in calls]
-        replies = self._sent(self._handle.complete_many, asks, limit_s).reply()
-        return [replies] * len(calls) if isinstance(replies, ModelUnavailable) else list(replies)
+        return self._sent(self._handle.complete_many, asks, limit_s)
 
     def _sent(self, method: Any, argument: Any, limit_s: float) -> Pending:
         try:
@@ -173,7 +176,10 @@ class TierClient:
 
 
 class Pending:
-    """One request on its way. `reply` may be called any number of times, from one thread: the outcome stays the same."""
+    """One request on its way. `reply` may be called any number of times, from one thread: the outcome stays the same.
+
+    Another thread may cancel it meanwhile.
+    """
 
     def __init__(self, client: TierClient, response: Any, limit_s: float, failure: ModelUnavailable | None) -> None:
         self._client, self._response, self._limit_s = client, response, limit_s
@@ -196,6 +202,12 @@ class Pending:
         if self._reply is None:
             _give_up(self._response)
             self._response, self._reply = None, ModelUnavailable("cancelled", self._client.tier.name)
+
+
+def replies_of(pending: Pending, calls: int) -> list[Reply]:
+    """Wait for the outcome of so many calls that travel together."""
+    replies = pending.reply()
+    return [replies] * calls if isinstance(replies, ModelUnavailable) else list(replies)
 
 
 def _give_up(response: Any) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from workloads.backend import ScriptedBackend, cancel
-from workloads.errors import ModelUnavailable
+from workloads.errors import IsthmusError, ModelUnavailable
 from workloads.remembering import RememberingBackend
 from workloads.task import Completion, Message, ModelCall, Task
 
@@ -131,3 +131,22 @@ def slow(call: ModelCall, model: str) -> Completion:
     SLOW_CALLS.append(call.messages[-1].content)
     time.sleep(0.001)
     return Completion(model, f"{len(SLOW_CALLS)}", 1, 1, 1)
+
+
+def test_closing_gives_up_what_is_under_way() -> None:
+    """Also the backend behind is closed, where it can be; whoever asks on learns that the run was stopped."""
+
+    class Closing(Model):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    model = Closing()
+    backend = RememberingBackend(model)
+    done, _ = (backend.submit(asking(text), "slm") for text in "ab")
+    assert done.result().text == "1"
+    backend.close()
+    assert (model.given_up, model.closed) == ([2], True)
+    with pytest.raises(IsthmusError, match="stopped"):
+        backend.submit(asking("a"), "slm")
