@@ -19,6 +19,7 @@ from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
     from serve.deployments import TierDeployment
+    from serve.upstream.spending import SpendingBook
     from sim.experiment import OpenLive
     from sim.fidelity_run import LiveTier, OnCell, OpenTier
     from sim.fidelity_subject import Subject
@@ -68,10 +69,13 @@ app.add_typer(commands)
 app.add_typer(cluster, name="cluster")
 
 
-def live_models(loaded: LoadedScenario, address: str | None, *, ignore_end: bool = False) -> OpenLive:
+def live_models(
+    loaded: LoadedScenario, address: str | None, book: SpendingBook | None = None, *, ignore_end: bool = False
+) -> OpenLive:
     """What brings up a scenario's live models on Ray Serve, on the cluster at an address or a local one.
 
-    With `ignore_end` every answer is as long as it may be.
+    What they cost goes into `book`, and counts together, as often as they are brought up. With `ignore_end` every answer is as
+    long as it may be.
     """
 
     def open_live(scenario: Scenario) -> AbstractContextManager[InferenceBackend]:
@@ -79,7 +83,8 @@ def live_models(loaded: LoadedScenario, address: str | None, *, ignore_end: bool
         from serve.live import open_backend
 
         nodes, sampling = scenario.inference.local_cluster, Sampling(ignore_end=ignore_end)
-        return open_backend(deployments(scenario, loaded.path), address, (nodes.edge, nodes.cloud), sampling=sampling)
+        tiers, local_nodes = deployments(scenario, loaded.path), (nodes.edge, nodes.cloud)
+        return open_backend(tiers, address, local_nodes, sampling=sampling, book=book)
 
     return open_live
 
@@ -128,6 +133,7 @@ def run(
     `serve` asks live models, on the cluster at --address or on a local one started for the run.
     """
     from serve.cluster import check_address, run_parallel
+    from serve.upstream.spending import spending
     from sim.cells import expand_cells
     from sim.experiment import run_experiment
     from sim.loading import load_scenario
@@ -139,8 +145,13 @@ def run(
     loaded = load_scenario(scenario, overrides)
     store = RunStore(out, loaded, expand_cells(loaded))
     parallel = partial(run_parallel, address=address)
-    live = live_models(loaded, address)
-    finished = run_experiment(loaded, store, parallel, workers, console, elsewhere=address is not None, open_live=live)
+    if loaded.scenario.inference.backend == "serve":
+        for variant in loaded.variants:  # what cannot be served is said before anything is written
+            deployments(variant.scenario, loaded.path)
+    with spending(store.folder / "spending.jsonl", print) as book:
+        live = live_models(loaded, address, book)
+        elsewhere = address is not None
+        finished = run_experiment(loaded, store, parallel, workers, console, elsewhere=elsewhere, open_live=live)
     Console().print(summary_table(finished.summary))
     print(f"results: {finished.folder}")
     print(f"report:  {finished.report}")
@@ -168,6 +179,7 @@ def record(
     interrupted recording goes on where it stopped.
     """
     from serve.fingerprint import fingerprints
+    from serve.upstream.spending import spending, spending_path
     from sim.loading import load_scenario
     from sim.recording_plan import plan_recording
     from sim.recording_run import record as record_answers
@@ -175,10 +187,12 @@ def record(
     loaded = load_scenario(scenario, [*(settings or []), "inference.backend=serve"])
     plan_recording(loaded, out, counterfactual, tasks, timings, "greedy", {})  # bad arguments, before any model starts
     weights = fingerprints(deployments(loaded.scenario, loaded.path))
-    with live_models(loaded, address)(loaded.scenario) as backend:
-        made = record_answers(
-            loaded, backend, out, counterfactual, tasks, timings, console, max_answers=max_answers, fingerprints=weights
-        )
+    with spending(spending_path(out), print) as book:
+        with live_models(loaded, address, book)(loaded.scenario) as backend:
+            made = record_answers(
+                loaded, backend, out, counterfactual, tasks, timings, console, max_answers=max_answers, fingerprints=weights
+            )  # fmt: skip
+        book.discard()  # the recording is complete
     for model, accuracy in made.accuracy.items():
         print(f"{model} alone: {accuracy:.1%} right")
     print(f"recording: {made.path} ({made.tasks:,} tasks, {made.answers:,} answers, {made.bytes / 1e6:.1f} MB)")

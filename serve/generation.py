@@ -44,7 +44,7 @@ class ModelSpec:
     quantisation: None, "int8" (linear layers, on the CPU), "bnb-8bit" or "bnb-4bit" (bitsandbytes, on a GPU).
     attention: None leaves the choice to transformers.
     revision: a branch, tag or commit on the hub.
-    chat_template: a Jinja file that replaces the tokenizer's own template.
+    chat_template: a Jinja template, its text, in place of the tokenizer's own.
     local_files_only: use what is on this machine and never ask the hub.
     max_tokens: the answer's limit where a request names none.
     context_tokens: a limit on prompt and answer together, below the model's own.

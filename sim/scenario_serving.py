@@ -20,16 +20,44 @@ class UpstreamApi(Strict):
     """Environment variable that holds the key; null for an API without one."""
     timeout_s: Positive = 60.0
     """One try at a call is given up after this time, s."""
+    connect_timeout_s: Positive = 5.0
+    """A connection that takes longer is given up, s."""
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
-    """Further tries after 408, 409, 429, 5xx and lost connections, with backoff and Retry-After."""
-    concurrency: Count = 32
+    """Further tries after 408, 409, 429, 5xx and lost connections."""
+    first_backoff_s: NonNegative = 0.5
+    """Before a further try: what Retry-After asks for and a random part of this, of twice this the next time, and so on, s."""
+    max_backoff_s: NonNegative = 8.0
+    """The most of it, s."""
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 32
     """Calls in flight at the same time."""
     requests_per_min: Positive | None = None
-    """Rate limit kept on our side."""
+    """Rate limit kept on our side; waiting for it counts against no call's time in a run."""
     tokens_per_min: Positive | None = None
-    """Rate limit kept on our side."""
+    """Rate limit kept on our side, prompt and answer together."""
     max_usd: Positive | None = None
-    """Never spend more than this in one run, at the tier's prices; calls that could pass it are refused."""
+    """Never spend more than this in one run or recording, however often it is resumed; calls that could pass it are refused."""
+    input_usd_per_mtok: NonNegative | None = None
+    """What the API asks for a million tokens of prompt, $; default: the tier's price, of `model` or `pricing.tokens`."""
+    cached_input_usd_per_mtok: NonNegative | None = None
+    """Of them those it had in its cache, $; default: as other input, or with no price of its own the tier's."""
+    output_usd_per_mtok: NonNegative | None = None
+    """What the API asks for a million tokens of answer, $; goes with input_usd_per_mtok."""
+    stream: bool = False
+    """Ask for answers as streams, which measures the time to the first token (service_time: measured)."""
+    logprobs: bool = False
+    """Ask for log-probabilities; not every API gives them."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the API calls the limit on an answer's tokens; OpenAI's newer models want max_completion_tokens."""
+    tool_role: Literal["user", "tool"] = "user"
+    """Role under which a tool's observations are sent; most APIs take tool only after tool calls of their own."""
+
+    @model_validator(mode="after")
+    def _both_prices(self) -> UpstreamApi:
+        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
+            raise ValueError("a price of its own needs both input_usd_per_mtok and output_usd_per_mtok")
+        if self.cached_input_usd_per_mtok is not None and self.input_usd_per_mtok is None:
+            raise ValueError("cached_input_usd_per_mtok goes with input_usd_per_mtok and output_usd_per_mtok")
+        return self
 
 
 class ServedModel(Strict):
@@ -44,11 +72,11 @@ class ServedModel(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """auto takes a GPU where the replica has one."""
+    """auto is a GPU for a replica with num_gpus, else the CPU."""
     quantisation: Literal["int8", "bnb-8bit", "bnb-4bit"] | None = None
     """Weights in fewer bits: int8 on the CPU, bnb-8bit and bnb-4bit (bitsandbytes) on a GPU."""
     chat_template: str | None = None
-    """File with a chat template of one's own."""
+    """File with a Jinja chat template of one's own."""
     max_tokens: Count = 256
     """Longest answer, tokens."""
     num_cpus: Positive = 1.0
@@ -57,8 +85,8 @@ class ServedModel(Strict):
     """GPUs a replica takes."""
     max_replicas: Count | None = None
     """Scale out from the tier's `replicas` to this many under load; default: fixed."""
-    request_timeout_s: Positive = 60.0
-    """A live call unanswered after this time has failed, s."""
+    request_timeout_s: Positive | None = None
+    """A live call unanswered after this time has failed, s; default: 60, or three times the timeout_s of an upstream."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ServedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from workloads.errors import InputError, suggest
@@ -23,17 +22,17 @@ _BROKEN = "\N{REPLACEMENT CHARACTER}"
 class ChatFormat:
     """How one model reads conversations. Safe to use from several threads.
 
-    The template is the file given, else the tokenizer's own, else PLAIN_TEMPLATE. Where it refuses or drops a role:
+    The template is the one given, else the tokenizer's own, else PLAIN_TEMPLATE. Where it refuses or drops a role:
 
     - a tool message becomes a user message `Tool result: ...`;
     - a system message becomes a user message, joined with the one after it;
     - messages of the same role in a row are joined by an empty line.
     """
 
-    def __init__(self, tokenizer: Any, template_file: str | None = None) -> None:
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
         self._tokenizer = tokenizer
-        if template_file is not None:
-            tokenizer.chat_template = _read(template_file)
+        if template is not None:
+            tokenizer.chat_template = template
         self._plain = not tokenizer.chat_template
         if self._plain:
             tokenizer.chat_template = PLAIN_TEMPLATE
@@ -41,15 +40,15 @@ class ChatFormat:
         if self._backend is not None:  # left on by some files, it would cut or fill up every conversation
             self._backend.no_padding()
             self._backend.no_truncation()
-        self._probe(template_file)
+        self._probe("of the scenario" if template is not None else "of the tokenizer")
 
-    def _probe(self, template_file: str | None) -> None:
+    def _probe(self, whose: str) -> None:
         """Find out what the template accepts by rendering short conversations."""
         user, answer = Message("user", "alpha"), Message("assistant", "beta")
         problem = self._problem(user)
         if problem:
             remedy = "Give a chat template that renders user messages"
-            raise InputError(f"chat template {template_file or 'of the tokenizer'}", problem, remedy)
+            raise InputError(f"chat template {whose}", problem, remedy)
         self._has_tool = not self._problem(user, answer, Message("tool", "gamma"))
         self._has_system = not self._problem(Message("system", "gamma"), user)
         self._joins = not self._has_system or bool(self._problem(user, Message("user", "gamma")))
@@ -143,11 +142,3 @@ class GrowingText:
     def _extend(self, piece: str) -> str:
         self.text += piece
         return piece
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise InputError(f"chat template {path!r}", f"cannot be read ({reason})", "Give a Jinja file") from None

@@ -20,6 +20,7 @@ from serve.generation import ModelSpec
 from workloads.errors import InputError
 
 _LOG = logging.getLogger(__name__)
+_NO_GPU = "Use device: cpu (in a scenario with num_gpus: 0), or a driver and a torch build for the GPU"
 _STRETCHED = ("dynamic", "longrope")
 """Rotary embeddings that change for the whole batch once one row is longer than the model was trained for."""
 
@@ -57,7 +58,7 @@ def _device(spec: ModelSpec) -> torch.device:
     device = torch.device("cuda:0" if spec.device == "cuda" else spec.device)
     if device.type == "cuda" and (device.index or 0) >= count:
         found = f"{count} GPUs" if count else "no GPU that torch can use"
-        raise InputError("model device", f"{spec.device!r} asked for, found {found}", "Use device: auto or cpu")
+        raise InputError("model device", f"{spec.device!r} asked for, found {found}", _NO_GPU)
     return device
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
-from serve.replicas.placement import TIER_LABEL
+from serve.replicas.placement import live_nodes, off_edge
 from serve.upstream.errors import BudgetExceeded
 from serve.upstream.limits import Budget, Spending
 from serve.upstream.spending import SpendingBook
@@ -120,8 +120,8 @@ class _Kept:
         before = book.open(tier.name, max_usd)
         self._granted_usd = self._grant(before)
         kept: Any = ray.remote(num_cpus=0, max_restarts=0)(Budget)
-        name = _actor_name(app_name, tier.name)
-        made = kept.options(name=name, namespace=_NAMESPACE, lifetime="detached", label_selector={TIER_LABEL: "!edge"})
+        name, nodes = _actor_name(app_name, tier.name), live_nodes()
+        made = kept.options(name=name, namespace=_NAMESPACE, lifetime="detached", **off_edge(tier.place, nodes))
         self._actor = made.remote(max_usd, before, self._granted_usd)
         try:
             ray.get(self._actor.spending.remote(), timeout=_ANSWER_S)

@@ -25,12 +25,12 @@ def ask(text: str) -> tuple[Message, ...]:
     return (Message("user", text),)
 
 
-def chat(tmp_path: Path, template: str | None, file: str | None = None) -> ChatFormat:
+def chat(tmp_path: Path, template: str | None, given: str | None = None) -> ChatFormat:
     """The format of a tokenizer with this template."""
     from transformers import AutoTokenizer
 
     tiny_tokenizer(tmp_path, template)
-    return ChatFormat(AutoTokenizer.from_pretrained(tmp_path), file)
+    return ChatFormat(AutoTokenizer.from_pretrained(tmp_path), given)
 
 
 @cache
@@ -80,11 +80,10 @@ def test_a_strict_template_gets_what_it_can_take(tmp_path: Path) -> None:
         format_.text((Message("assistant", "me first"),))
 
 
-def test_a_template_file_replaces_the_tokenizers(tmp_path: Path) -> None:
+def test_a_template_that_is_given_replaces_the_tokenizers(tmp_path: Path) -> None:
     """What the user gives wins over what came with the model."""
-    file = tmp_path / "mine.jinja"
-    file.write_text("{% for m in messages %}({{ m.role }}) {{ m.content }} {% endfor %}>")
-    assert chat(tmp_path / "t", CHAT_TEMPLATE, str(file)).text(ask("hi")) == "(user) hi >"
+    mine = "{% for m in messages %}({{ m.role }}) {{ m.content }} {% endfor %}>"
+    assert chat(tmp_path, CHAT_TEMPLATE, mine).text(ask("hi")) == "(user) hi >"
 
 
 @pytest.mark.parametrize(
@@ -92,16 +91,12 @@ def test_a_template_file_replaces_the_tokenizers(tmp_path: Path) -> None:
     [
         ("{% for m in messages %}{{ m.content }", "raises TemplateSyntaxError"),
         ("nothing of it", "it drops the user message"),
-        (None, "cannot be read"),
     ],
 )
-def test_a_bad_template_file_is_one_message(tmp_path: Path, template: str | None, problem: str) -> None:
-    """Broken, useless or absent."""
-    file = tmp_path / "mine.jinja"
-    if template is not None:
-        file.write_text(template)
-    with pytest.raises(InputError, match=f"chat template .*{problem}"):
-        chat(tmp_path / "t", CHAT_TEMPLATE, str(file))
+def test_a_bad_template_is_one_message(tmp_path: Path, template: str, problem: str) -> None:
+    """Broken or useless, and whose it is."""
+    with pytest.raises(InputError, match=f"chat template of the scenario: .*{problem}"):
+        chat(tmp_path, CHAT_TEMPLATE, template)
 
 
 def test_an_unknown_role_is_named(tmp_path: Path) -> None:

@@ -184,7 +184,8 @@ def test_a_gpu_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     for device in ("cuda", "cuda:3"):
         message = problem_of(ModelSpec(folder, device=device))
         assert (
-            message == f"model device: '{device}' asked for, found no GPU that torch can use. Use device: auto or cpu"
+            message == f"model device: '{device}' asked for, found no GPU that torch can use. "
+            "Use device: cpu (in a scenario with num_gpus: 0), or a driver and a torch build for the GPU"
         )
     assert "bnb-4bit needs a GPU, found cpu" in problem_of(ModelSpec(folder, quantisation="bnb-4bit"))
     assert load_model(ModelSpec(folder)).model.device.type == "cpu"
