@@ -22,7 +22,7 @@ from serve.gateway.replies import CallRecord
 from serve.gateway.web import build_app
 from serve.generation import Generation, Sampling
 from workloads.errors import InputError, ModelUnavailable, suggest
-from workloads.placing import Charge, Decision, TierLoad
+from workloads.placing import Charge, Decision, Placer, TierLoad
 from workloads.task import Completion, Message, ModelCall
 
 Messages = tuple[Message, ...]
@@ -171,18 +171,19 @@ class Gateway:
 
 @contextmanager
 def start_gateway(
-    options: GatewayOptions | None = None, placer: WordPlacer | None = None, **tiers: WordTier
+    options: GatewayOptions | None = None, placer: Placer | None = None, **tiers: WordTier
 ) -> Iterator[Gateway]:
     """A gateway over two WordTiers named edge and cloud; ends with the block."""
     own = {"edge": WordTier("tiny"), "cloud": WordTier("huge"), **tiers}
-    placer, handles = placer or WordPlacer(), dict[str, TierHandle](own)
+    words = WordPlacer()
+    placer, handles = placer or words, dict[str, TierHandle](own)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         started = threading.Event()
         running: list[Gateway] = []
 
         async def serve() -> None:
             calls = Calls(placer, handles, options or GatewayOptions())
-            gateway = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", calls, own, placer)
+            gateway = Gateway(f"http://127.0.0.1:{listening.getsockname()[1]}", calls, own, words)
             running.append(gateway)
             app = build_app(calls, gateway.records.append)
             server.config.app = app
