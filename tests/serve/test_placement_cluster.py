@@ -18,11 +18,11 @@ from serve.deployments import TierDeployment
 from serve.gateway.http_proxy import start_http, stop_serve
 from serve.gateway.run import started_gateway
 from serve.nodes.driver import leave
+from serve.nodes.start import free_port
 from serve.replicas.placement import EDGE_RESOURCE, TIER_LABEL, live_nodes, off_edge, place_tiers
 from tests.serve.gateway_server import WordPlacer
 from tests.serve.processes import ended, python
 from tests.serve.ray_cluster import PATIENCE_S, hosting
-from tests.serve.test_gateway_cluster import free_port
 from tests.serve.tiny_models import tiny_model
 from tests.serve.upstream import start_upstream
 from workloads.errors import InputError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,8 @@ def test_a_call_that_takes_too_long_ends_with_its_reason_and_frees_its_slot(spec
     async def work(replica):
         late = await replica.complete(ask("slow", ENDLESS, timeout_s=0.2))
         assert await ended(replica) == (0, 0)
-        streams, limit_s = [], 0.2
+        streams: list[list[Any]] = []
+        limit_s = 0.2
         while not streams or len(streams[-1]) < 2:  # until the time is enough for a piece, however slow this machine is
             limit_s *= 2
             streams.append([item async for item in replica.stream(ask("slow", ENDLESS, timeout_s=limit_s))])
@@ -198,7 +200,8 @@ def test_the_limit_of_a_stream_does_not_strike_its_reader() -> None:
     """A reader busy with a piece when the time is over goes on; the stream then ends with its reason, and the next is whole."""
 
     async def work(replica):
-        items, limit_s = [], 0.5
+        items: list[object] = []
+        limit_s = 0.5
         while not items or not isinstance(
             items[0], str
         ):  # until the time is enough for a piece, however slow this machine is
