@@ -224,8 +224,11 @@ def _answer(reply: Reply) -> Generation:
 
 def running_replicas(app: str) -> tuple[int, str]:
     """How many replicas of a Serve application are up, and what Serve says about it."""
+    import ray
     from ray import serve
 
+    if not ray.is_initialized():  # asked without a cluster, Serve would start one
+        raise RuntimeError("this process is not connected to a cluster")
     status: Any = serve.status().applications.get(app)
     if status is None:
         return 0, "it is not deployed"
