@@ -43,7 +43,7 @@ class ModelUnavailable(BackendError):
     """A live model could not answer this call.
 
     `reason` is a short word that ends up in the records after `live-` ("replica-died", "timeout", "unreachable", "rate-limited", "refused",
-    "overloaded", "budget", "bad-answer"); `retry_after_s` is what the server asked a client to wait.
+    "overloaded", "budget", "own-limit", "bad-answer"); `retry_after_s` is what the server asked a client to wait.
     """
 
     def __init__(self, reason: str, detail: str = "", retry_after_s: float = 0.0) -> None:

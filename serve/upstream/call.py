@@ -67,5 +67,5 @@ def call_of(
     most_tokens = sum(len(text.encode()) for text in texts) + _FRAMING_TOKENS * (len(texts) + 1)
     likely_tokens = sum(estimated_tokens(text) for text in texts)
     deadline_s = None if timeout_s is None else now_s + timeout_s
-    worst_usd = spec.usd(most_tokens, max_tokens)
+    worst_usd = max(spec.usd(most_tokens, max_tokens, cached) for cached in (0, most_tokens))
     return Call(body, streamed, pieces, likely_tokens, max_tokens, worst_usd, now_s, deadline_s)

@@ -66,6 +66,14 @@ def test_a_prompt_of_many_tokens_in_few_bytes_stays_within_the_limit(server: Ser
     assert server.calls() == []
 
 
+def test_a_cache_that_costs_more_than_reading_is_the_worst_case(server: Server) -> None:
+    """Whichever of its prices a prompt is charged at, the limit holds."""
+    prices = PRICED | {"cached_input_usd_per_mtok": 5000.0}
+    error = use(server, lambda client: failed(client.complete(QUESTION, 5)), max_usd=0.3, **prices)
+    assert error.reason == "budget"  # 82 tokens at most: 0.082 read, 0.41 cached
+    assert server.calls() == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_fifty_calls_at_once_never_pass_the_limit(server: Server, seed: int) -> None:
     """Whatever happens to fifty calls at once, all that the upstream may bill stays within the limit."""
