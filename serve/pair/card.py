@@ -82,9 +82,9 @@ invented. It is confidently wrong when it is wrong.
 ## Training
 
 - Data: {recipe["steps"]:,} batches of {recipe["batch"]} conversations, made on the fly from the training split (a hash of the question decides the
-  split). Steps of the other model and steps that do not help are history in them, never targets.
-- Seed {facts["seed"]}, one CPU thread, {facts["seconds"] / 60:.0f} minutes on a shared machine, float32. Optimiser: Muon (matrices, peak rate
-  {recipe["muon_rate"]}) and Adam (the rest, {recipe["rate"]}); length and distractors grow over the first part of the steps.
+  split), the large model's mostly with their facts in any order. Steps of the other model and steps that do not help are history in them, never targets.
+- Seed {facts["seed"]}, one CPU thread, {facts["seconds"] / 60:.0f} minutes on a shared machine; weights in float32, products in bfloat16 where the CPU multiplies it. Optimiser: Muon (matrices, peak rate
+  {recipe["muon_rate"]}) and Adam (the rest, {recipe["rate"]}); length grows over the first part of the steps, up to 6.
 - Again: `python -m serve.pair.train --model {model} --seed {facts["seed"]} --out DIR`. Loss at the end: {facts["losses"][-1]}.
 
 ## Scores

@@ -29,7 +29,7 @@ class Recipe:
 
 RECIPES = {
     "slm": Recipe("fine", layers=2, width=48, heads=4, inner=128, steps=4000),
-    "llm": Recipe("coarse", layers=4, width=64, heads=4, inner=176, steps=7000, batch=32),
+    "llm": Recipe("coarse", layers=4, width=64, heads=4, inner=176, steps=9000, batch=32),
 }
 
 

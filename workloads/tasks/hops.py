@@ -1,6 +1,6 @@
 """Multi-hop questions over an invented knowledge base, with a `find` tool.
 
-    Q is director of Blue Harbor . T is rival of Q . R is boss of Q . who is R ?
+    Q is Blue Harbor 's director . T is Q 's rival . R is Q 's boss . who is R ?
 
 Every relation leads from each entity of one kind to one entity of another, so a chain of them has exactly one answer. All
 names and facts come from a fixed seed; letters stand for what is to be found.
@@ -86,7 +86,7 @@ def _spelling() -> dict[str, str]:
 def find(task: Task, argument: str) -> str:
     """Looks up relations: `Blue Harbor 's director 's mother` or `mother of director of Blue Harbor`; else `nothing found`.
 
-    `Q = director of Blue Harbor ; R = boss of Q` -> `Q = Nia Voss ; R = Ivo Dask`: a label may be used after it.
+    `Q = Blue Harbor 's director ; R = Q 's boss` -> `Q = Nia Voss ; R = Ivo Dask`: a label may be used after it.
     """
     del task
     return statements(argument, _follow)
@@ -107,12 +107,15 @@ def _fact(letter: str, base: Fact | None, kind: str, random: Random, taken: Fact
 
     Never the relation of `taken`, which hangs on the same base: a wrong way would give the right name.
     """
-    relation = random.choice([r for r in _FROM[kind] if taken is None or taken.before != f"{r} of "])
+    relation = random.choice([r for r in _FROM[kind] if taken is None or taken.after != f" 's {r}"])
     start = base.value if base else random.choice(entities(kind))
-    before, value = f"{relation} of ", facts()[relation, start]
-    sentence = f"{letter} is {before}{base.name if base else start} ."
+    after = f" 's {relation}"
+    sentence = f"{letter} is {base.name if base else start}{after} ."
+    value = facts()[relation, start]
     fact = (
-        Fact(letter, value, sentence, base.name, before) if base else Fact(letter, value, sentence, "", before + start)
+        Fact(letter, value, sentence, base.name, "", after)
+        if base
+        else Fact(letter, value, sentence, "", start + after)
     )
     return fact, RELATIONS[relation][1]
 
