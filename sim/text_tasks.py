@@ -37,7 +37,9 @@ def text_tasks(scenario: Scenario, scenario_path: Path) -> TextTasks:
     spec = scenario.workload.tasks
     agent = _agent(spec.kind, getattr(spec, "metric", ""))
     if isinstance(spec, PairTasks):
-        return TextTasks(_pair(spec.split, spec.distinct_tasks, spec.draw, spec.families, spec.lengths, spec.distractors), agent)
+        return TextTasks(
+            _pair(spec.split, spec.distinct_tasks, spec.draw, spec.families, spec.lengths, spec.distractors), agent
+        )
     if isinstance(spec, Gsm8kTasks):
         return TextTasks(_gsm8k(data_path(spec.path, scenario_path), spec.limit), agent)
     assert isinstance(spec, HotpotQaTasks)

@@ -23,7 +23,9 @@ class GreedyDecoder:
 
         if not (folder / "model.safetensors").exists():
             raise InputError(str(folder), "no model.safetensors", "Train it with `python -m serve.pair.train`")
-        self._model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32
+        ).eval()
         self._words = {number: piece for piece, number in pieces().items()}
 
     def complete(self, conversations: Sequence[tuple[Message, ...]], max_tokens: int) -> list[str]:
