@@ -121,10 +121,11 @@ def fidelity_text(found: Fidelity) -> tuple[str, list[str]]:
     subject, fit, plan = found.subject, found.calibration.fit, found.plan
     asked = "runs of the agent" if subject.whole_runs else "single calls"
     links = " and ".join("-".join(link.between) for link in subject.scenario.route(subject.tier)) or "no link"
+    several = f"Medians of {plan.runs} runs" if plan.runs > 1 else "One run"
     late_s = max(run.lateness_p99_s for run in found.comparisons)
     title = f"tier {subject.tier}: {subject.source} on Ray Serve, asked {asked} in open loop over {links}"
     return title, [
-        f"Medians of {plan.runs} runs with {plan.seconds:g} s of arrivals each. error: simulated over measured,",
+        f"{several} with {plan.seconds:g} s of arrivals each. error: simulated over measured,",
         "less 1, median of the runs; worst: that of the worst run. done/s: answered, from",
         "the first arrival to the last answer. p50, p95: end to end, links included.",
         f"capacity ({found.capacity.callers} callers, closed loop): {check_text(found.capacity)}",
