@@ -119,12 +119,12 @@ def test_quickstart_replays_the_shipped_recording_exactly() -> None:
     """Every policy's answers are in the recording, of 15 MB at most; the oracle keeps steps small at the large model's accuracy."""
     policies = (
         "policies=[all-slm, all-llm, {policy: random, p: 0.5}, {policy: embedding-router, large_share: 0.5}, "
-        "{policy: prompt-length, threshold_tokens: 36}, {policy: oracle-slm-usage, accuracy_share: 1.0}]"
+        "{policy: prompt-length, threshold_tokens: 32}, {policy: oracle-slm-usage, accuracy_share: 1.0}]"
     )
     found = runs(ROOT / "scenarios/quickstart.yaml", ["workload.requests=200", "seeds=[1]", policies])
     assert {kind for table in found.values() for kind in table["provenance"]} == {"exact"}
     small, large, oracle = (found["base", name] for name in ("all-slm", "all-llm", "oracle-slm-usage"))
-    assert 0.3 < mean(small, "score") < 0.7 < 0.85 < mean(large, "score") <= mean(oracle, "score")
+    assert 0.3 < mean(small, "score") < 0.7 < 0.75 < mean(large, "score") <= mean(oracle, "score")
     assert mean(oracle, "slm_usage") > 0.3
     assert mean(small, "total_usd") < mean(oracle, "total_usd") < mean(large, "total_usd")
     assert (ROOT / "scenarios/recordings/pair.jsonl.gz").stat().st_size < 15e6
