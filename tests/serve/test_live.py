@@ -12,19 +12,11 @@ from serve.app import deployed
 from serve.cloud import UpstreamSpec
 from serve.deployments import TierDeployment
 from serve.live import open_backend
-from serve.nodes.local_cluster import LocalCluster
 from tests.serve.ray_cluster import PATIENCE_S, endless_model, hosting, question
 from tests.serve.tiny_models import tiny_model
 from workloads.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """One cluster for all tests of this file: an edge node and a cloud node."""
-    with LocalCluster(edge=1, cloud=1) as running, running.connect():
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +64,17 @@ def test_a_tier_that_finds_no_free_cpus_is_late_not_hanging(cluster, folder) -> 
         def here(self) -> bool:
             return True
 
-    holder: Any = ray.remote(Holder).options(num_cpus=3.5, label_selector={"isthmus-tier": "edge"}).remote()
-    assert ray.get(holder.here.remote(), timeout=PATIENCE_S)
+    held: Any = ray.remote(Holder).options(num_cpus=3.5, label_selector={"isthmus-tier": "edge"})
+    holders = [held.remote() for node in cluster.nodes if node.tier == "edge"]
+    assert all(ray.get([holder.here.remote() for holder in holders], timeout=PATIENCE_S))
     tiers = {"late": hosting("late", "edge", folder, num_cpus=3.0)}
     with (
         pytest.raises(InputError, match="0 of 1 replicas of tier 'late'"),
         deployed(tiers, app_name="l", timeout_s=5.0),
     ):
         pass
-    ray.kill(holder)
+    for holder in holders:
+        ray.kill(holder)
 
 
 def test_a_key_that_is_not_set_where_the_proxy_runs_is_named(cluster) -> None:
@@ -109,7 +103,7 @@ def test_runs_share_a_cluster(cluster, folder) -> None:
     assert set(serve.status().applications) == before
 
 
-def test_an_address_where_nobody_answers_is_refused() -> None:
-    """At once, by name."""
+def test_an_address_where_nobody_answers_is_refused(cluster) -> None:
+    """At once, by name; being connected to another cluster changes nothing."""
     with pytest.raises(InputError, match=r"127\.0\.0\.1:1: no Ray cluster answers"), open_backend({}, "127.0.0.1:1"):
         pass

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from serve.app import deployed
+from serve.cloud import UpstreamSpec
+from serve.deployments import Autoscaling, TierDeployment
 from serve.nodes.local_cluster import LocalCluster, cluster_down, cluster_status, cluster_up
 from serve.nodes.processes import leads, members
 from serve.nodes.start import TIER_LABEL, free_port
@@ -28,7 +32,7 @@ def double(number): return 2 * number
 print(sorted(run_parallel(double, [1, 2], None, address)))
 """
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 def pids(state: ClusterState) -> set[int]:
@@ -106,6 +110,22 @@ def test_the_token_is_asked_for(cluster, tmp_path):
     )
     assert refused.returncode != 0
     assert "token" in refused.stderr.lower()
+
+
+def test_nothing_of_a_cluster_is_left_in_the_process():
+    """A process that used Serve on one cluster is really gone from it, and finds the next one's Serve, as its first job again."""
+    import ray
+    from ray import serve
+
+    upstream = UpstreamSpec("http://127.0.0.1:9/v1", "m", None)  # nobody asks it
+    tier = TierDeployment("api", "cloud", upstream, replicas=Autoscaling(1, 2), num_cpus=0.1)
+    for _ in range(2):
+        with LocalCluster(edge=0, cloud=1) as fresh, fresh.connect():
+            assert not serve.status().applications
+            with deployed({"m": tier}, app_name="first", timeout_s=3 * PATIENCE_S):
+                pass
+    time.sleep(11.0)  # by when a handle left behind would have reported its load, and Ray started a cluster for that
+    assert not ray.is_initialized()
 
 
 def test_a_killed_node_shows_and_comes_back(cluster):
