@@ -57,8 +57,8 @@ def test_the_commands_of_the_readme_run(
 @pytest.mark.parametrize("command", LIVE_COMMANDS)
 def test_the_live_commands_of_the_readme_exist(command: str) -> None:
     """Command and options are known, the scenario is valid; tests/serve runs them on smaller models."""
-    words = in_checkout(shlex.split(command))
-    name = words[: 2 if words[0] == "cluster" else 1]
+    asked = shlex.split(command)
+    name, words = asked[: 2 if asked[0] == "cluster" else 1], in_checkout(asked)
     known = CliRunner().invoke(app, [*name, "--help"], env={"COLUMNS": "200"})
     assert known.exit_code == 0
     assert all(word in known.output for word in words if word.startswith("--"))

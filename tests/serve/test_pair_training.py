@@ -140,7 +140,7 @@ def test_the_rate_warms_up_and_falls_to_nothing():
 
 
 def test_the_models_differ_in_size_and_style():
-    """The large one is the larger by far; each is taught its own style."""
+    """The large one has three times the parameters; each is taught its own style."""
     sizes = {name: sum(p.numel() for p in new_model(recipe, 0).parameters()) for name, recipe in RECIPES.items()}
-    assert sizes["llm"] > 5 * sizes["slm"]
+    assert sizes["llm"] > 3 * sizes["slm"]
     assert {name: recipe.style for name, recipe in RECIPES.items()} == {"slm": "fine", "llm": "coarse"}
