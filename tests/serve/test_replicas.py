@@ -14,6 +14,7 @@ from serve.generation import Generation, ModelSpec
 from serve.replicas.asking import Ask
 from serve.replicas.replica import START_MARK, CloudProxy, EdgeSLM, start_error
 from serve.slm import CausalLM
+from tests.serve.ray_cluster import endless_model
 from tests.serve.tiny_models import tiny_model
 from tests.serve.upstream import start_upstream
 from workloads.errors import InputError, ModelUnavailable
@@ -85,7 +86,7 @@ def test_answers_are_those_of_the_model(spec) -> None:
     assert totals == (7, 0, sum(a.prompt_tokens for a in answers), sum(a.completion_tokens for a in answers))
 
 
-def test_a_call_that_takes_too_long_ends_with_its_reason_and_frees_its_slot(spec) -> None:
+def test_a_call_that_takes_too_long_ends_with_its_reason_and_frees_its_slot(tmp_path) -> None:
     """Also as a stream, after its first pieces; the next call is answered."""
 
     async def work(replica):
@@ -99,6 +100,7 @@ def test_a_call_that_takes_too_long_ends_with_its_reason_and_frees_its_slot(spec
             assert await ended(replica) == (0, 0)
         return late, streams, await replica.complete(ask("quick")), replica._meter.totals[:2]
 
+    spec = ModelSpec(str(endless_model(tmp_path)), threads=1)
     late, streams, quick, totals = on_edge(spec, work, max_batch=1)
     assert isinstance(late, ModelUnavailable)
     assert late.reason == "timeout"
