@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,9 @@ def test_a_budget_whose_actor_dies_refuses_where_there_is_a_limit(cluster, upstr
         budget = shared_budget("dead", "api", limited=limited)
         assert budget is not None
         ray.kill(budget._actor)
+        with suppress(ray.exceptions.RayActorError):
+            while True:  # it dies a moment after
+                await budget._actor.spending.remote()
         reservation = await budget.reserve(1.0)
         await budget.settle(reservation, 1.0)
         return reservation
