@@ -18,6 +18,7 @@ from serve.replicas.tier_client import TierClient, running_replicas
 from serve.upstream.spending import SpendingBook
 from workloads.errors import InputError, ModelUnavailable
 
+_LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
 _DELETE_S = 60.0
 """For what Serve does itself, beside the time that replicas have for the calls they have begun."""
@@ -40,7 +41,7 @@ def deploy(tiers: Mapping[str, TierDeployment], *, app_name: str, timeout_s: flo
         _await_running({apps[model]: tier for model, tier in tiers.items()}, timeout_s)
         _await_known(clients.values(), deadline_s)
     except BaseException:  # also an interrupt: nothing half-deployed stays behind
-        undeploy(tiers, app_name=app_name)
+        _undeploy_after_error(tiers, app_name)
         raise
     return clients
 
@@ -68,8 +69,18 @@ def deployed(
         clients = deploy(tiers, app_name=app_name, timeout_s=timeout_s)
         try:
             yield clients
-        finally:
-            undeploy(tiers, app_name=app_name)
+        except BaseException:
+            _undeploy_after_error(tiers, app_name)
+            raise
+        undeploy(tiers, app_name=app_name)
+
+
+def _undeploy_after_error(tiers: Mapping[str, TierDeployment], app_name: str) -> None:
+    """What else goes wrong must not hide the error that led here: often it is the same, such as a cluster that is gone."""
+    try:
+        undeploy(tiers, app_name=app_name)
+    except Exception as error:
+        _LOG.warning("%s could not be taken down (%s: %s)", app_name, type(error).__name__, error)
 
 
 def start_serve() -> None:

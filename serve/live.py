@@ -14,12 +14,14 @@ from serve.app import deployed
 from serve.backend import GREEDY, RayServeBackend
 from serve.cluster import check_address
 from serve.deployments import TierDeployment
+from serve.gateway.http_proxy import serves_http, stop_serve
 from serve.generation import Sampling
 from serve.nodes.driver import leave, started_cluster
 from serve.nodes.local_cluster import LocalCluster
 from serve.upstream.spending import SpendingBook
 from workloads.errors import InputError
 
+_LOG = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[1]
 _NOT_SHIPPED = [".venv", ".git", "results", "tests", "docs", "recordings", "**/__pycache__"]
 
@@ -38,17 +40,32 @@ def open_backend(
     """A backend that answers for the models of `tiers` (model name -> deployment) until the block ends.
 
     Without an address a local cluster of `local_nodes` = (edge nodes, cloud nodes) is started and ended with the block; on the
-    cluster at an address only the run's own applications are, so that several runs can share it. Raises InputError for an
-    address where no cluster answers and for whatever `deploy` finds wrong. `sampling` is every call's; `timeout_s` is for all
-    replicas to be up; `book` keeps what upstreams cost, beyond the block.
+    cluster at an address only the run's own applications are, so that several runs can share it, and the last of them stops the
+    Serve that they started. Raises InputError for an address where no cluster answers and for whatever `deploy` finds wrong.
+    `sampling` is every call's; `timeout_s` is for all replicas to be up; `book` keeps what upstreams cost, beyond the block.
     """
     app_name = f"isthmus-{secrets.token_hex(4)}"
     with (
         connected(address, local_nodes),
+        _serve_stopped_after(address),
         deployed(tiers, app_name=app_name, timeout_s=timeout_s, book=book) as clients,
         RayServeBackend(clients, sampling=sampling, retries=retries) as backend,
     ):
         yield backend
+
+
+@contextmanager
+def _serve_stopped_after(address: str | None) -> Iterator[None]:
+    """On a cluster that goes on without us no Serve is left that only such runs have used: it serves no HTTP."""
+    try:
+        yield
+    finally:
+        if address is not None:
+            try:
+                if not serves_http():
+                    stop_serve()
+            except Exception as error:  # the run has its own end, good or bad
+                _LOG.warning("Ray Serve could not be stopped (%s: %s)", type(error).__name__, error)
 
 
 @contextmanager

@@ -89,6 +89,12 @@ def stop_serve() -> bool:
     return True
 
 
+def serves_http() -> bool:
+    """Whether Serve runs with an HTTP proxy."""
+    found = _http_settings()
+    return found is not None and found[0] != ""
+
+
 def _other_drivers() -> bool:
     """Whether other programs are connected to the cluster."""
     import ray
