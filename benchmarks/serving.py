@@ -2,8 +2,12 @@
 
 Every repeat answers the same calls in three ways, one after the other, so that a slow spell of the machine hits all: `direct`, an
 engine in this process; `bulk`, the deployed model through `submit_many`; `single`, one Serve request a call. All calls are under
-way from the start, so the batch is full until the last ones. Wall time, as the work is spread over processes; one thread a model. A
-ratio is the median of the ratios within the repeats.
+way from the start, so the batch is full until the last ones. Same engine, batch, prompts, limits, priority and one thread on all
+sides. A ratio is the median of the ratios within the repeats.
+
+Ratios of wall time need a core for the model and one for the caller, both idle. On a machine with other work look at the CPU ratio:
+tokens a CPU second of the replica's process over tokens a CPU second of this one, which is what the wall ratio comes to when the
+replica has a core of its own and never waits for work.
 """
 
 from __future__ import annotations
@@ -18,8 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -35,15 +40,30 @@ from serve.generation import ModelSpec  # noqa: E402
 from serve.live import connected  # noqa: E402
 from workloads.task import Message, ModelCall, Task  # noqa: E402
 
-MODELS = ("slm", "llm", "random")
 WAYS = ("direct", "bulk", "single")
-Way = Callable[[], int]
-"""Answers all calls; returns how many tokens came out."""
+
+
+class Way(NamedTuple):
+    """`answer` answers all calls and returns how many tokens came out; `cpu_s` are the CPU seconds so far of the model's process."""
+
+    answer: Callable[[], int]
+    cpu_s: Callable[[], float]
+
+
+class Timed(NamedTuple):
+    """One repeat of a way: tokens, wall seconds, CPU seconds of the process with the model."""
+
+    tokens: int
+    wall_s: float
+    cpu_s: float
 
 
 def main(
     models: Annotated[
-        str, typer.Option(help="Which, with commas: slm and llm of the shipped pair, random.")
+        str,
+        typer.Option(
+            help="Which, with commas: slm and llm of the shipped pair, random, or the folder of a pair's model."
+        ),
     ] = "slm,llm,random",
     calls: Annotated[int, typer.Option(min=1, help="Calls in a repeat.")] = 256,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
@@ -66,18 +86,19 @@ def main(
 
 
 def the_model(name: str, folder: Path, calls: int, width: int, max_tokens: int) -> tuple[ModelSpec, list[ModelCall]]:
-    """The model's spec and what it is asked: first steps of test tasks for the pair, plain text for the random one."""
+    """The model's spec and what it is asked: first steps of test tasks, plain text for the random one."""
     if name == "random":
         spec = ModelSpec(str(random_model(folder / name, width)), threads=1, max_tokens=max_tokens)
         texts = [f"Question {i}: what is the grandmother of number {i * i} called?" for i in range(calls)]
         return spec, [
             ModelCall(Task(text), 0, (Message("user", text),), 60, 400, max_tokens=max_tokens) for text in texts
         ]
+    from serve.pair import MODELS as PAIR
     from serve.pair import pair_path
     from workloads.tasks.pair import pair_agent, pair_tasks
 
-    agent = pair_agent()
-    return ModelSpec(str(pair_path(name)), threads=1), [next(agent(task)) for task in pair_tasks("test", calls, 0)]
+    agent, source = pair_agent(), pair_path(name) if name in PAIR else Path(name)
+    return ModelSpec(str(source), threads=1), [next(agent(task)) for task in pair_tasks("test", calls, 0)]
 
 
 def random_model(folder: Path, width: int) -> Path:
@@ -115,37 +136,51 @@ def ways(spec: ModelSpec, asked: Sequence[ModelCall], batch: int) -> Iterator[di
             handles = [backend.submit(call, "bench") for call in asked]
             return sum(handle.result().completion_tokens for handle in handles)
 
-        yield {"direct": direct, "bulk": bulk, "single": single}
+        (replica,) = backend.stats()["bench"]
+        there = partial(cpu_seconds, replica.pid)
+        yield {"direct": Way(direct, time.process_time), "bulk": Way(bulk, there), "single": Way(single, there)}
 
 
-def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[tuple[int, float]]]:
-    """Way -> (tokens, seconds) of each repeat; a first repeat is thrown away."""
-    runs: dict[str, list[tuple[int, float]]] = {name: [] for name in prepared}
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds of a process of this machine so far, to 1/100 s."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[Timed]]:
+    """Every way in every repeat; a first one is thrown away."""
+    runs: dict[str, list[Timed]] = {name: [] for name in prepared}
     for repeat in range(repeats + 1):
-        for name, run in prepared.items():
-            began_s = time.perf_counter()
-            tokens = run()
+        for name, way in prepared.items():
+            began_s, cpu_s = time.perf_counter(), way.cpu_s()
+            tokens = way.answer()
+            timed = Timed(tokens, time.perf_counter() - began_s, way.cpu_s() - cpu_s)
             if repeat:
-                runs[name].append((tokens, time.perf_counter() - began_s))
+                runs[name].append(timed)
     return runs
 
 
-def summarise(runs: Mapping[str, Sequence[tuple[int, float]]], spec: ModelSpec) -> dict[str, Any]:
+def summarise(runs: Mapping[str, Sequence[Timed]], spec: ModelSpec) -> dict[str, Any]:
     """Tokens a second each way, and the ratios to `direct`."""
-    rates = {name: [tokens / seconds for tokens, seconds in each] for name, each in runs.items()}
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(rates[name], rates["direct"], strict=True)) for name in WAYS[1:]
-    }
-    tokens = {name: {tokens for tokens, _ in each} for name, each in runs.items()}
+    rates = {name: [run.tokens / run.wall_s for run in each] for name, each in runs.items()}
+    cpu_rates = {name: [run.tokens / run.cpu_s for run in each] for name, each in runs.items()}
+    tokens = {run.tokens for each in runs.values() for run in each}
+    ratios = {f"ratio_{name}": ratio(rates, name) for name in WAYS[1:]}
     return {
         "tokens_per_s": {name: statistics.median(each) for name, each in rates.items()},
-        "ratio_bulk": ratios["bulk"],
-        "ratio_single": ratios["single"],
-        "same_answers": len(set().union(*tokens.values())) == 1,
-        "tokens": max(tokens["direct"]),
+        **ratios,
+        **{f"cpu_ratio_{name}": ratio(cpu_rates, name) for name in WAYS[1:]},
+        "same_answers": len(tokens) == 1,
+        "tokens": max(tokens),
         "parameters": parameters(spec),
         "repeats_tokens_per_s": rates,
+        "repeats_tokens_per_cpu_s": cpu_rates,
     }
+
+
+def ratio(rates: Mapping[str, Sequence[float]], name: str) -> float:
+    """Median over the repeats of a way's rate over that of `direct`."""
+    return statistics.median(a / b for a, b in zip(rates[name], rates["direct"], strict=True))
 
 
 def parameters(spec: ModelSpec) -> int:
@@ -166,14 +201,24 @@ def as_object(results: Mapping[str, Any], calls: int, batch: int) -> dict[str, A
 def as_table(results: Mapping[str, Any]) -> Table:
     """The result for people."""
     table = Table("model", header_style="bold")
-    for head in ("parameters", "tokens", "direct tokens/s", "bulk", "ratio", "one by one", "ratio"):
+    for head in (
+        "parameters",
+        "tokens",
+        "direct tokens/s",
+        "bulk",
+        "ratio",
+        "CPU ratio",
+        "one by one",
+        "ratio",
+        "CPU ratio",
+    ):
         table.add_column(head, justify="right")
     for name, result in results.items():
         rates = result["tokens_per_s"]
-        table.add_row(
-            name, f"{result['parameters']:,}", f"{result['tokens']:,}", f"{rates['direct']:,.0f}", f"{rates['bulk']:,.0f}",
-            f"{result['ratio_bulk']:.2f}", f"{rates['single']:,.0f}", f"{result['ratio_single']:.2f}",
-        )  # fmt: skip
+        row = [f"{result['parameters']:,}", f"{result['tokens']:,}", f"{rates['direct']:,.0f}"]
+        for way in WAYS[1:]:
+            row += [f"{rates[way]:,.0f}", f"{result[f'ratio_{way}']:.2f}", f"{result[f'cpu_ratio_{way}']:.2f}"]
+        table.add_row(Path(name).name, *row)
     return table
 
 
