@@ -23,6 +23,7 @@ from serve.nodes.local_cluster import LocalCluster
 from sim.placing import PolicyPlacer
 from tests.conftest import ROOT
 from tests.helpers import load_text
+from tests.serve.processes import ended
 from tests.serve.ray_cluster import PATIENCE_S, endless_model, hosting, kill, until
 from tests.serve.upstream import start_upstream
 from workloads.errors import InputError
@@ -260,7 +261,9 @@ def test_serving_until_stopped(port: int, ending: signal.Signals) -> None:
     """`run_gateway` serves until Ctrl-C or SIGTERM, says nothing itself, and leaves the port free."""
     with start_upstream() as upstream:
         command = [sys.executable, "-c", SERVING, upstream.url, str(port)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with ended(
+            subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == f"ready http://127.0.0.1:{port}\n"
             with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=PATIENCE_S) as client:
