@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}.items():
     os.environ.setdefault(name, value)
+
+# A shell has what it runs in the background ignore Ctrl-C, and every process below it too; tests send it to programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared and noisy: how long one example takes says nothing about the code.
 settings.register_profile("isthmus", deadline=None)

@@ -25,8 +25,12 @@ def folder(tmp_path_factory):
     return endless_model(tmp_path_factory.mktemp("models") / "endless")
 
 
-@pytest.mark.parametrize("spoilt", ["missing", "truncated"])
-def test_a_model_that_cannot_be_loaded_is_one_clear_message(cluster, tmp_path, spoilt) -> None:
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [("missing", "model '{}': "), ("truncated", "{}/model.safetensors: not a whole safetensors file ")],
+    ids=["missing", "truncated"],
+)
+def test_a_model_that_cannot_be_loaded_is_one_clear_message(cluster, tmp_path, spoilt, told) -> None:
     """The replica's own words reach the caller, long before any timeout, and nothing stays behind."""
     from ray import serve
 
@@ -40,7 +44,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_message(cluster, tmp_path, s
         deployed({"bad": hosting("bad", "edge", folder)}, app_name="bad", timeout_s=10 * PATIENCE_S),
     ):
         pass
-    assert str(failure.value).startswith(f"tier 'bad': model {str(folder)!r}: ")
+    assert str(failure.value).startswith(f"tier 'bad': {told.format(folder)}")
     assert "Traceback" not in str(failure.value)
     assert time.monotonic() - begun_s < PATIENCE_S
     assert "bad.bad" not in serve.status().applications
