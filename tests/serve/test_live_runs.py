@@ -66,7 +66,7 @@ workload:
   arrivals: {kind: constant, rate_per_s: 20}
 inference: {backend: serve}
 tiers:
-  edge: {role: slm, model: llama-3.2-3b-int4, model_name: little, device: jetson-orin-nx, replicas: 2, max_batch: 4, serve: {source: slm, num_cpus: 0.5, max_tokens: 4096}}
+  edge: {role: slm, model: llama-3.2-3b-int4, model_name: little, device: jetson-orin-nx, replicas: 2, max_batch: 4, serve: {source: slm, num_cpus: 0.5, max_tokens: 50000}}
   cloud:
     role: llm
     model: gpt-4o
@@ -289,9 +289,9 @@ def _check_upstream(loaded: LoadedScenario, attempts, calls) -> None:
 def test_closing_a_backend_waits_for_nothing(served) -> None:
     """Calls that would take long end at once as cancelled, single ones and those that travel together; their slots are free."""
     backend = RayServeBackend(served.clients)
-    asked = [question(f"question {number}", 4000) for number in range(16)]
+    asked = [question(f"question {number}", 50_000) for number in range(16)]
     handles = [backend.submit(asked[0], "little"), *backend.submit_many([(call, "little") for call in asked[1:]])]
-    until(lambda: load_of(backend, "little")[1] == 8, "all slots taken")
+    until(lambda: load_of(backend, "little")[1] >= 4, "calls being answered, and others that wait")
     backend.close()
     for handle in handles:
         with pytest.raises(ModelUnavailable, match="cancelled"):
