@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -70,8 +71,10 @@ def replicas_of(backend: RayServeBackend, model: str) -> list[ReplicaStats]:
 
 def kill(replica: ReplicaStats) -> None:
     """Kill -9 of a replica's process; it must be on this machine and what it says it is."""
-    command = Path(f"/proc/{replica.pid}/cmdline").read_bytes()
-    assert b"ServeReplica" in command, command
+    title = (
+        Path(f"/proc/{replica.pid}/cmdline").read_bytes().strip(b"\0")
+    )  # Ray's, which also says what it does just now
+    assert re.match(rb"ray::.*\b%b:(EdgeSLM|CloudProxy)" % replica.tier.encode(), title), title
     os.kill(replica.pid, signal.SIGKILL)
 
 
