@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,19 +43,28 @@ from workloads.task import Message, ModelCall, Task  # noqa: E402
 WAYS = ("direct", "bulk", "single")
 
 
-class Way(NamedTuple):
-    """`answer` answers all calls and returns how many tokens came out; `cpu_s` are the CPU seconds so far of the model's process."""
+Answers = list[tuple[str, int]]
+"""(text, tokens) of every call."""
 
-    answer: Callable[[], int]
+
+class Way(NamedTuple):
+    """`answer` answers all calls; `cpu_s` are the CPU seconds so far of the process the model is in."""
+
+    answer: Callable[[], Answers]
     cpu_s: Callable[[], float]
 
 
 class Timed(NamedTuple):
-    """One repeat of a way: tokens, wall seconds, CPU seconds of the process with the model."""
+    """One repeat of a way: its answers, wall seconds, and CPU seconds of the process the model is in."""
 
-    tokens: int
+    answers: Answers
     wall_s: float
     cpu_s: float
+
+    @property
+    def tokens(self) -> int:
+        """Of all answers."""
+        return sum(tokens for _, tokens in self.answers)
 
 
 def main(
@@ -123,22 +132,24 @@ def ways(spec: ModelSpec, asked: Sequence[ModelCall], batch: int) -> Iterator[di
         RayServeBackend(clients) as backend,
     ):
 
-        def direct() -> int:
+        def direct() -> Answers:
             limits = [min(call.max_tokens, spec.max_tokens) for call in asked]
-            futures = [engine.submit(call.messages, limit) for call, limit in zip(asked, limits, strict=True)]
-            return sum(future.result().completion_tokens for future in futures)
+            return collected([engine.submit(call.messages, limit) for call, limit in zip(asked, limits, strict=True)])
 
-        def bulk() -> int:
-            handles = backend.submit_many([(call, "bench") for call in asked])
-            return sum(handle.result().completion_tokens for handle in handles)
+        def bulk() -> Answers:
+            return collected(backend.submit_many([(call, "bench") for call in asked]))
 
-        def single() -> int:
-            handles = [backend.submit(call, "bench") for call in asked]
-            return sum(handle.result().completion_tokens for handle in handles)
+        def single() -> Answers:
+            return collected([backend.submit(call, "bench") for call in asked])
 
         (replica,) = backend.stats()["bench"]
         there = partial(cpu_seconds, replica.pid)
         yield {"direct": Way(direct, time.process_time), "bulk": Way(bulk, there), "single": Way(single, there)}
+
+
+def collected(handles: Iterable[Any]) -> Answers:
+    """What a model answered, when all of it is there."""
+    return [(answer.text, answer.completion_tokens) for answer in [handle.result() for handle in handles]]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -153,8 +164,8 @@ def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[Timed]]
     for repeat in range(repeats + 1):
         for name, way in prepared.items():
             began_s, cpu_s = time.perf_counter(), way.cpu_s()
-            tokens = way.answer()
-            timed = Timed(tokens, time.perf_counter() - began_s, way.cpu_s() - cpu_s)
+            answers = way.answer()
+            timed = Timed(answers, time.perf_counter() - began_s, way.cpu_s() - cpu_s)
             if repeat:
                 runs[name].append(timed)
     return runs
@@ -164,14 +175,14 @@ def summarise(runs: Mapping[str, Sequence[Timed]], spec: ModelSpec) -> dict[str,
     """Tokens a second each way, and the ratios to `direct`."""
     rates = {name: [run.tokens / run.wall_s for run in each] for name, each in runs.items()}
     cpu_rates = {name: [run.tokens / run.cpu_s for run in each] for name, each in runs.items()}
-    tokens = {run.tokens for each in runs.values() for run in each}
+    (first, *others) = [run for each in runs.values() for run in each]
     ratios = {f"ratio_{name}": ratio(rates, name) for name in WAYS[1:]}
     return {
         "tokens_per_s": {name: statistics.median(each) for name, each in rates.items()},
         **ratios,
         **{f"cpu_ratio_{name}": ratio(cpu_rates, name) for name in WAYS[1:]},
-        "same_answers": len(tokens) == 1,
-        "tokens": max(tokens),
+        "same_answers": all(run.answers == first.answers for run in others),
+        "tokens": first.tokens,
         "parameters": parameters(spec),
         "repeats_tokens_per_s": rates,
         "repeats_tokens_per_cpu_s": cpu_rates,

@@ -22,6 +22,9 @@ _LOG = logging.getLogger(__name__)
 _POLL_S = 0.1
 _DELETE_S = 60.0
 """For what Serve does itself, beside the time that replicas have for the calls they have begun."""
+_ROUTER_BACKOFF: dict[str, Any] = {"initial_backoff_s": 0.01, "backoff_multiplier": 1.5, "max_backoff_s": 0.05}
+"""How often Serve's router looks again for room at a replica that was full. Its own pauses grow from 25 to 500 ms, which is longer
+than a small model takes for an answer: near capacity, calls would wait beside an idle place."""
 _STARTS = 3  # of a replica before its tier counts as failed; what is no InputError may pass
 
 
@@ -96,6 +99,7 @@ def _run(
 ) -> dict[str, Any]:
     """Hand the applications to Serve; returns their handles without waiting for replicas."""
     from ray import serve
+    from ray.serve.config import RequestRouterConfig
 
     from serve.replicas.replica import CloudProxy, EdgeSLM
 
@@ -106,6 +110,7 @@ def _run(
             ray_actor_options=placed[tier.name],
             max_constructor_retry_count=_STARTS,
             logging_config=_quiet(),
+            request_router_config=RequestRouterConfig(**_ROUTER_BACKOFF),
             **tier.serve_options(),
         )
         targets.append(serve.RunTarget(deployment.bind(tier, app_name), name=apps[model], route_prefix=None))

@@ -14,6 +14,7 @@ from workloads.errors import InputError, suggest
 WHERE = ("edge", "cloud")
 _LOOK_BACK_S = 11.0
 """Over which Serve's autoscaler averages the load, at least: more than the 10 s between two reports of it."""
+_BATCHES_IN_LINE = 4
 _CHUNKS_PER_REPLICA = 3  # one being answered, one whose calls fill its freed slots, one arriving
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -111,7 +112,12 @@ class TierDeployment:
 
     @property
     def max_ongoing(self) -> int:
-        """Requests Serve hands to one replica at once: a full batch, and a quarter more so that no slot waits for the network."""
+        """Requests Serve hands to one replica at once: several batches of a model of ours, a batch and a quarter of an upstream's.
+
+        A line in the replica's engine leaves no slot empty. One before Serve's router does: it looks for room only now and then.
+        """
+        if isinstance(self.model, ModelSpec):
+            return _BATCHES_IN_LINE * self.max_batch
         return self.max_batch + max(2, self.max_batch // 4)
 
     @property

@@ -7,10 +7,10 @@ from typing import Any
 
 from sim.bandwidth import BYTES_PER_S_PER_MBPS
 from sim.network import Route
-from sim.policies.base import Placement
+from sim.policies.base import Observation, Placement
 from sim.server import OK, Job
 from workloads.errors import InputError, suggest
-from workloads.task import Completion, ModelCall, Task
+from workloads.task import Completion, Task
 
 
 class Plan:
@@ -21,13 +21,26 @@ class Plan:
     """
 
     __slots__ = (
-        "attempts", "call", "decision_s", "placement", "reason", "retry_after_s", "status", "tool_s", "waited_s",
+        "attempts", "call", "decision_s", "escalation", "placement", "reason", "retry_after_s", "seen", "status", "tool_s",
+        "waited_s",
     )  # fmt: skip
 
-    def __init__(self, call: ModelCall, placement: Placement, waited_s: float, decision_s: float) -> None:
-        self.call, self.placement, self.reason = call, placement, placement.reason
-        self.tool_s, self.waited_s, self.decision_s = call.tool_s, waited_s, decision_s
+    def __init__(self, seen: Observation, placement: Placement, waited_s: float, usual_decision_s: float) -> None:
+        call = seen.call
+        self.seen, self.call, self.placement, self.reason = seen, call, placement, placement.reason
+        self.escalation: Placement | None = None
+        """Where it is to be done again."""
+        self.tool_s, self.waited_s, self.decision_s = call.tool_s, waited_s, 0.0
+        if placement.decided:
+            self.decision_s = usual_decision_s if placement.decision_s is None else placement.decision_s
         self.attempts, self.status, self.retry_after_s = 0, OK, 0.0
+
+    def escalate(self) -> None:
+        """Go on where the policy wants it done again."""
+        assert self.escalation is not None
+        self.placement, self.reason, self.escalation = self.escalation, self.escalation.reason, None
+        if self.placement.decided and self.placement.decision_s is not None:
+            self.decision_s = self.placement.decision_s
 
 
 def wrong_placement(placement: Any, tiers: Iterable[str]) -> InputError:

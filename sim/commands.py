@@ -95,6 +95,54 @@ def fit(
     typer.echo(dump_yaml({"endpoint": profile.model_dump()}), nl=False)
 
 
+@commands.command()
+def profile(
+    scenario: ScenarioFile,
+    settings: Settings = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the tables.")] = Path("results/profile"),
+    threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.7,
+) -> None:
+    """Profile a scenario's training requests as HERA does: what either model does with every subtask, and how alike that is."""
+    from sim.loading import load_scenario
+    from sim.profiling import profile_scenario, profile_tables, write_profile
+
+    console = Console(stderr=True)
+    loaded = load_scenario(scenario, settings or [])
+    with console.status("profiling"):
+        profiled = profile_scenario(loaded, threshold)
+    write_profile(profiled, out)
+    for table in profile_tables(profiled, threshold):
+        Console().print(table)
+    typer.echo(f"tables: {out}")
+
+
+@commands.command()
+def estimators(
+    scenario: ScenarioFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the trained estimators; replaced.")],
+    settings: Settings = None,
+    encoder: Annotated[
+        str, typer.Option(help="Base of URC and DP: a folder, or a name on the hub.")
+    ] = "all-MiniLM-L6-v2",
+    decoder: Annotated[
+        str, typer.Option(help="Base of SP_SLM and SP_LLM: pair/slm, a folder, or a name.")
+    ] = "pair/slm",
+    threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.7,
+    requests: Annotated[int | None, typer.Option(min=2, help="Learn from only so many requests.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 1,
+) -> None:
+    """Train HERA's estimators on a scenario's training requests: minutes on one core with the packaged bases."""
+    from sim.loading import load_scenario
+    from sim.policies.hera.training import Plan
+    from sim.profiling import train_on
+    from sim.progress import step_progress
+
+    loaded = load_scenario(scenario, settings or [])
+    with step_progress(Console(stderr=True)) as progress:
+        card = train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, out, progress)
+    typer.echo(f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {card.seconds:.0f} s)")
+
+
 @commands.command("list")
 def list_names(
     kind: Annotated[

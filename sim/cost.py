@@ -221,7 +221,7 @@ def ledger(
     def per_row(name: str) -> npt.NDArray[np.float64]:
         return np.array([*(getattr(r, name) for r in rates), 0.0])[tier]  # the appended zero is what -1 picks
 
-    served = (subtasks["prefill_s"] > 0.0) | (subtasks["status"] == "ok")
+    served = (subtasks["prefill_s"] > 0.0) | np.isin(subtasks["status"], ("ok", "escalated"))
     bill = charge(
         TierRates(**{item.name: per_row(item.name) for item in fields(TierRates)}),
         prices,

@@ -10,6 +10,8 @@ from simpy import Event
 
 NEW, WAITING, RUNNING = "new", "waiting", "running"
 OK, CANCELLED, CRASHED = "ok", "cancelled", "crashed"
+ESCALATED = "escalated"
+"""Answered, but the policy had it done again elsewhere."""
 REJECTED, UNAVAILABLE, OVERSIZED = "rejected", "unavailable", "oversized"
 """How a job stands. The last six are final; `rejected` is a 429 and comes with `retry_after_s`."""
 

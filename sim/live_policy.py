@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from simpy import Event
+
 from sim.attempt import wrong_placement
 from sim.cost import TierRates
 from sim.environment import FastEnvironment
@@ -218,8 +220,25 @@ class LivePolicy:
             if len(self._requests) > _REMEMBERED_REQUESTS:
                 self._forget(next(iter(self._requests)), world)
         self._requests.move_to_end(request)
+        return self._checked(self._policy.place(self._observation(request, call, world, load)), world)
+
+    def review(
+        self, request: int, call: ModelCall, world: LiveWorld, load: Mapping[str, TierLoad], placement: Placement, answer: Completion
+    ) -> Placement | None:  # fmt: skip
+        """Where an answer that the policy does not take is to be given again."""
+        if request not in self._requests:
+            return None  # forgotten, as so many others came meanwhile
+        again = self._policy.review(self._observation(request, call, world, load), placement, answer)
+        return None if again is None else self._checked(again, world)
+
+    def _observation(
+        self, request: int, call: ModelCall, world: LiveWorld, load: Mapping[str, TierLoad]
+    ) -> Observation:
         known = self._requests[request]
-        placement = self._policy.place(world.observation(request, call, known.arrival_s, known.attempts, load))
+        return world.observation(request, call, known.arrival_s, known.attempts, load)
+
+    @staticmethod
+    def _checked(placement: Placement | Event, world: LiveWorld) -> Placement:
         tiers = [view.name for view in world.views]
         if not isinstance(placement, Placement):
             remedy = "Use a policy that answers at once"

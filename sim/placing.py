@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 from sim.cells import PolicyVariant, expand_policies
 from sim.live_policy import LivePolicy, LiveWorld, StudyOnDemand
 from sim.policies import build_policy, with_options
-from sim.policies.base import RoutingPolicy
+from sim.policies.base import Placement, RoutingPolicy
 from sim.scenario import Scenario
 from sim.study import rates_of, tier_views
 from sim.workload import BuiltWorkload
@@ -110,6 +110,25 @@ class PolicyPlacer:
         placement = policy.place(request, self._known(call), self._world, load)
         decision_s = time.perf_counter() - begun_s
         return Decision(placement.tier, placement.reason, decision_s, self._ladders[placement.tier])
+
+    def reviews(self, model_name: str) -> bool:
+        """Whether the policy of this name looks at answers."""
+        variant = self._find(model_name).variant
+        return variant is not None and self._kind(variant).review is not RoutingPolicy.review
+
+    def review(
+        self, model_name: str, request: int, call: ModelCall, load: Mapping[str, TierLoad], decision: Decision, completion: Completion
+    ) -> Decision | None:  # fmt: skip
+        """Show the policy an answer, as the simulator would."""
+        policy = self._ready(self._find(model_name))
+        if policy is None:
+            return None
+        begun_s = time.perf_counter()
+        placement = Placement(decision.tier, decision.reason)
+        again = policy.review(request, self._known(call), self._world, load, placement, completion)
+        if again is None:
+            return None
+        return Decision(again.tier, again.reason, time.perf_counter() - begun_s, self._ladders[again.tier])
 
     def charge(
         self, tier: str, completion: Completion, upload_bytes: float, download_bytes: float, prefill_s: float, decode_s: float,

@@ -7,21 +7,19 @@ add up to its duration even when the wait was cut short by a timeout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
-from simpy import Environment, Event, Interrupt, Process
+from simpy import Event, Interrupt, Process
 
-from sim.attempt import Plan, answer_bytes, attachment_bytes, service_marks, wrong_placement
-from sim.draws import CommonDraws
-from sim.policies.base import Observation, Placement, RoutingPolicy, Signals, TierView
-from sim.records import RequestRow, RowTable, SubtaskRow
-from sim.scenario import Client, Sla
+from sim.attempt import Plan, answer_bytes, attachment_bytes, service_marks
+from sim.job import ESCALATED
+from sim.policies.base import Observation
+from sim.records import RequestRow, SubtaskRow
 from sim.server import OK, OVERSIZED, Job
 from sim.tier import TierRuntime
-from sim.watchdog import Watchdog
-from workloads.agent import Agent
-from workloads.backend import InferenceBackend, cancel
+from sim.world import World
+from workloads.backend import cancel
 from workloads.errors import ModelUnavailable
 from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor, worst_provenance
 
@@ -32,44 +30,6 @@ _subtask_row = fast_constructor(SubtaskRow)
 _NO_ANSWER, _NO_JOB = Completion("", "", 0, 0, 0, provenance=""), Job(0, 0)
 """What an attempt has to show for itself that ended before it was served."""
 _TOO_LONG = (OVERSIZED, "live-prompt-too-long")
-
-
-class World:
-    """What all requests of one simulated cell share."""
-
-    __slots__ = (
-        "agent", "attempt_watchdog", "backend", "backoff_draws", "client", "deadline_s", "decision_s", "env",
-        "idle", "ladders", "large", "on_end", "policy", "request_rows", "signals", "small", "stream_bytes_per_token", "subtask_rows",
-        "tiers", "tries",
-        "under_way", "views", "watchdog",
-    )  # fmt: skip
-
-    def __init__(
-        self, env: Environment, *, tiers: dict[str, TierRuntime], views: tuple[TierView, ...], client: Client, sla: Sla,
-        agent: Agent, backend: InferenceBackend, policy: RoutingPolicy, signals: Signals, backoff_draws: CommonDraws,
-        subtask_rows: RowTable, request_rows: RowTable, on_end: Callable[[RequestRow], None] | None = None,
-    ) -> None:  # fmt: skip
-        self.env, self.tiers, self.views, self.client = env, tiers, views, client
-        self.agent, self.backend, self.policy, self.signals = agent, backend, policy, signals
-        self.backoff_draws, self.subtask_rows, self.request_rows = backoff_draws, subtask_rows, request_rows
-        self.deadline_s = sla.deadline_s or client.timeout_s
-        # Copied, as reading a field of a pydantic model takes several times as long.
-        self.decision_s: float = policy.options.decision_s
-        self.stream_bytes_per_token = client.stream_bytes_per_token if client.stream else None
-        """None where answers arrive whole."""
-        self.tries = range(client.retries + 1)
-        self.ladders = {name: (tier, *tier.fall_backs) if client.fail_over else (tier,) for name, tier in tiers.items()}
-        """Which tiers to try, in order, for a subtask placed on one."""
-        self.small = next((view.name for view in views if view.role == "slm"), views[0].name)
-        self.large = next((view.name for view in views if view.role == "llm"), views[-1].name)
-        self.watchdog = Watchdog(env, client.timeout_s, "timeout")
-        self.attempt_watchdog = (
-            Watchdog(env, client.attempt_timeout_s, "attempt-timeout") if client.attempt_timeout_s else None
-        )
-        self.on_end = on_end
-        self.under_way = 0
-        self.idle: Event | None = None
-        """Set by who waits for the last request under way to end."""
 
 
 class GivenUp(Exception):
@@ -157,19 +117,25 @@ class RequestProcess:
         except Interrupt as interrupt:
             self._record_unplaced(call.position, begun_s, call.tool_s, str(interrupt.cause))
             raise
-        ladder = world.ladders.get(placement.tier) if isinstance(placement, Placement) else None
-        if ladder is None:
-            raise wrong_placement(placement, world.tiers)
-        plan = Plan(call, placement, waited_s, world.decision_s if placement.decided else 0.0)
-        for tier in ladder:
+        plan = Plan(seen, world.checked(placement), waited_s, world.decision_s)
+        while True:
+            completion = yield from self._placed(plan)
+            if completion is not None:
+                return completion
+            plan.escalate()
+
+    def _placed(self, plan: Plan) -> Waits:
+        """Have the subtask done where it is placed, or where that fails over to; None if it is to be done again elsewhere."""
+        world = self.world
+        for tier in world.ladders[plan.placement.tier]:
             for retry in world.tries:
                 completion = yield from self._attempt(plan, tier, retry)
-                if completion is not None:
+                if completion is not None or plan.escalation is not None:
                     return completion
                 if plan.status in _TOO_LONG:
                     break  # no retry makes it fit
             plan.reason = f"fail-over from {tier.name}: {plan.status}"
-        raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {call.position}")
+        raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {plan.call.position}")
 
     def _last_tool(self, tool_s: float) -> Waits:
         """The tool call after the last answer."""
@@ -228,6 +194,10 @@ class RequestProcess:
                     route, transfer = down, down.transfer(tail_bytes, self.index, call.position)
                     yield transfer
                     route = None
+                if world.reviews:
+                    escalation = world.policy.review(plan.seen, plan.placement, answer)
+                    if escalation is not None:
+                        plan.escalation, plan.status = world.checked(escalation), ESCALATED
         except ModelUnavailable as failure:  # a live model: it fails when it is asked, in no virtual time
             plan.status, plan.retry_after_s = f"live-{failure.reason}", failure.retry_after_s
         except Interrupt as interrupt:

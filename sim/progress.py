@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
@@ -10,6 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sim.records import Records
+
+
+@contextmanager
+def step_progress(console: Console) -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """Bars for work in named parts: (name, steps) -> what to call after each step."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    ) as bars:
+
+        def part(name: str, steps: int) -> Callable[[], None]:
+            bar = bars.add_task(name, total=steps)
+            return lambda: bars.advance(bar)
+
+        yield part
 
 
 class SweepProgress:

@@ -111,6 +111,8 @@ class Inference(Strict):
     """replay: from `recording`, or from where the tasks' own answers are; serve: from the tiers' live models on Ray Serve."""
     recording: str | None = None
     """replay: the recording (JSON lines, .gz or plain) that answers tasks which bring no answers of their own."""
+    training: str | None = None
+    """A counterfactual recording of other requests, which policies may learn from before the run."""
     on_miss: Literal["error", "modelled"] = "error"
     """A placement nobody recorded: stop, or answer by a model of outcomes and label it `modelled` (tasks of kind intercode)."""
     service_time: Literal["profile", "measured"] = "profile"

@@ -52,7 +52,7 @@ class LiveSignals:
         charges = charge(
             self._rates[row.tier], self._prices, prompt_tokens=row.prompt_tokens, cached_tokens=row.cached_tokens,
             completion_tokens=row.completion_tokens, upload_bytes=row.upload_bytes, download_bytes=row.download_bytes,
-            device_s=row.device_s, served=row.prefill_s > 0 or row.status == "ok",
+            device_s=row.device_s, served=row.prefill_s > 0 or row.status in ("ok", "escalated"),
         )  # fmt: skip
         decision = decision_charge(row.decision_s, self._home_power_w, self._prices)
         return float(charges.total_usd + decision.total_usd), float(charges.energy_j + decision.energy_j)

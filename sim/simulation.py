@@ -15,13 +15,14 @@ from sim.draws import CommonDraws, component_rng
 from sim.environment import FastEnvironment
 from sim.faults import start_faults
 from sim.policies.base import RoutingPolicy
-from sim.process import RequestProcess, World
+from sim.process import RequestProcess
 from sim.records import REQUEST_KINDS, SUBTASK_KINDS, Records, RequestRow, RowTable
 from sim.scenario import Scenario
 from sim.signals import LiveSignals, SampledSignals
 from sim.study import rates_of, study_of
 from sim.tier import Links, TierRuntime, TraceLoader, build_tiers
 from sim.workload import BuiltWorkload
+from sim.world import World
 
 
 class Simulation(NamedTuple):

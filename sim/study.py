@@ -95,4 +95,9 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         )  # fmt: skip
         return float(charges.total_usd)
 
-    return Study(workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd)
+    study = Study(
+        workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd
+    )
+    if workload.training is None:
+        return study
+    return study._replace(training=study._replace(tasks=workload.training.tasks, backend=workload.training.backend))

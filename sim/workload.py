@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.answers import TrainingSet, of_our_models, read_isthmus, recorded_answers, replaying, training_set
 from sim.draws import component_rng
 from sim.loading import data_path
 from sim.scenario import TEXT_TASKS, Arrivals, BandwidthFile, InterCode, Modelled, RecordedTasks, RouteLLM, Scenario
-from sim.text_tasks import check_recorded, text_tasks
+from sim.text_tasks import text_tasks
 from workloads import arrivals as processes
 from workloads.agent import Agent, conversation_agent
 from workloads.arrivals import Times
@@ -26,7 +27,7 @@ from workloads.modelled import ModelledWorkload, TokenModel, modelled_tasks, tra
 from workloads.outcome_model import OutcomeModel
 from workloads.readers import azure_llm, bandwidth_csv, burstgpt, mahimahi, mooncake, pensieve
 from workloads.readers.trace_request import TraceRequest
-from workloads.recording import RECORD_IT, Recording, ReplayBackend, read_recording
+from workloads.recording import RECORD_IT, Recording, ReplayBackend
 from workloads.task import Task
 from workloads.tasks.recorded import intercode_recording, routellm_recording
 
@@ -41,6 +42,7 @@ class BuiltWorkload(NamedTuple):
     agent: Agent
     backend: InferenceBackend
     arrival_s: Times | None
+    training: TrainingSet | None = None
 
 
 def build_workload(
@@ -60,8 +62,9 @@ def build_workload(
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
         requests = _in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
-        answering = live or _replaying(_answers(scenario, asked, scenario_path))
-        return BuiltWorkload(asked, requests, agent, answering, arrival_s)
+        answering = live or replaying(recorded_answers(scenario, asked, scenario_path))
+        training = training_set(scenario, asked, scenario_path)
+        return BuiltWorkload(asked, requests, agent, answering, arrival_s, training)
     recording, outcomes = _recorded(scenario, scenario_path)
     remedy = f"{RECORD_IT}, or set inference.on_miss: modelled" if outcomes else RECORD_IT
     backend = ReplayBackend(recording, outcomes if scenario.inference.on_miss == "modelled" else None, remedy)
@@ -97,7 +100,9 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
             tasks = text_tasks(scenario, scenario_path).tasks
         if scenario.inference.backend == "replay":
             with at("inference", "recording"):
-                _answers(scenario, tasks, scenario_path)
+                recorded_answers(scenario, tasks, scenario_path)
+        with at("inference", "training"):
+            training_set(scenario, tasks, scenario_path)
     elif spec.tasks.kind not in ("modelled", "trace"):
         with at("workload", "tasks"):
             _recorded(scenario, scenario_path)
@@ -119,6 +124,8 @@ def named_files(scenario: Scenario) -> Iterator[tuple[tuple[str | int, ...], str
             yield ("workload", "tasks", name), getattr(spec.tasks, name)
     if scenario.inference.recording is not None and scenario.inference.backend == "replay":
         yield ("inference", "recording"), scenario.inference.recording
+    if scenario.inference.training is not None:
+        yield ("inference", "training"), scenario.inference.training
     for number, link in enumerate(scenario.links):
         for direction, file in (("up_trace", link.up_trace), ("down_trace", link.down_trace)):
             if file is not None:
@@ -173,7 +180,7 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
     names = {tier.role: tier.model_name or name for name, tier in reversed(scenario.tiers.items())}
     sizes = {tier.model_name or name: tier.model.bytes_per_token for name, tier in scenario.tiers.items()}
     if isinstance(tasks, RecordedTasks):
-        recording = _of_our_models(_read_isthmus(data_path(tasks.path, scenario_path)), sizes)
+        recording = of_our_models(read_isthmus(data_path(tasks.path, scenario_path)), sizes)
         if "tasks" in recording.made:
             raise InputError(
                 recording.source, "holds answers that are graded by the agent that asked for them",
@@ -191,35 +198,6 @@ def _recorded(scenario: Scenario, scenario_path: Path) -> tuple[Recording, Outco
     assert isinstance(tasks, InterCode)
     paths = (data_path(tasks.slm_path, scenario_path), data_path(tasks.llm_path, scenario_path))
     return _read_intercode(paths, pair, rates, tasks.observation_tool_s)
-
-
-def _answers(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> Recording:
-    """The recording that answers tasks without answers of their own."""
-    assert scenario.inference.recording is not None
-    recording = _read_isthmus(data_path(scenario.inference.recording, scenario_path))
-    check_recorded(recording, tasks)
-    return _of_our_models(recording, [tier.model_name or name for name, tier in scenario.tiers.items()])
-
-
-@lru_cache(maxsize=4)
-def _replaying(recording: Recording) -> ReplayBackend:
-    """One backend a recording: what policies work out about its answers is worked out once."""
-    return ReplayBackend(recording)
-
-
-def _of_our_models(recording: Recording, models: Iterable[str]) -> Recording:
-    for model in models:
-        if model not in recording.models:
-            raise InputError(
-                f"{recording.source}: field 'models'", f"no answers of {model!r}",
-                f"Name a recorded model in the tier's model_name: {', '.join(recording.models)}",
-            )  # fmt: skip
-    return recording
-
-
-@lru_cache(maxsize=4)
-def _read_isthmus(path: Path) -> Recording:
-    return read_recording(path)
 
 
 @lru_cache(maxsize=4)

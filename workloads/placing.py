@@ -48,7 +48,7 @@ class Charge(NamedTuple):
 
 
 class Placer(Protocol):
-    """Decides for calls under the model names it offers. One thread at a time may call `place` or `charge`.
+    """Decides for calls under the model names it offers. One thread at a time may call `place`, `review` or `charge`.
 
     It travels to the gateway's process by cloudpickle, so it holds plain data and policies.
     """
@@ -70,6 +70,16 @@ class Placer(Protocol):
 
     def place(self, model_name: str, request: int, call: ModelCall, load: Mapping[str, TierLoad]) -> Decision:
         """Decide where this call of request number `request` goes."""
+        ...
+
+    def reviews(self, model_name: str) -> bool:
+        """Whether answers under this name are to be shown to `review` before anybody else sees them."""
+        ...
+
+    def review(
+        self, model_name: str, request: int, call: ModelCall, load: Mapping[str, TierLoad], decision: Decision, completion: Completion
+    ) -> Decision | None:  # fmt: skip
+        """None takes the answer; a Decision has the call answered again there."""
         ...
 
     def charge(

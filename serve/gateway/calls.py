@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -62,6 +62,12 @@ class Answered:
     reason: str
     generation: Generation
     charge: Charge
+    completion: Completion
+
+    def on_top_of(self, earlier: Charge) -> Answered:
+        """This answer, with what an earlier one cost that the policy did not take."""
+        total = Charge(self.charge.cost_usd + earlier.cost_usd, self.charge.energy_j + earlier.energy_j)
+        return replace(self, charge=total)
 
     def extra(self) -> dict[str, Any]:
         """The field `isthmus` of an answer: placement, reason, cost and energy."""
@@ -157,7 +163,26 @@ class Calls:
         return self._attempts.load()
 
     async def answer(self, placed: Placed) -> Answered:
-        """The whole answer. Raises ApiError when no tier could answer."""
+        """The whole answer, and if the policy does not take it, the next one. Raises ApiError when no tier could answer."""
+        answered = await self._one_answer(placed)
+        while (again := await self._reviewed(answered)) is not None:
+            answered = (await self._one_answer(again)).on_top_of(answered.charge)
+        return answered
+
+    async def _reviewed(self, answered: Answered) -> Placed | None:
+        """The call placed anew, if its policy looks at answers and does not take this one."""
+        placed = answered.placed
+        if not self.placer.reviews(placed.chat.model):
+            return None
+        decision = placed.decision._replace(tier=answered.tier)
+        asked = partial(
+            self.placer.review, placed.chat.model, placed.request, placed.call, self.load(), decision, answered.completion
+        )  # fmt: skip
+        again = await self._within(placed.until_s, self._placing, asked)
+        return None if again is None else replace(placed, decision=again)
+
+    async def _one_answer(self, placed: Placed) -> Answered:
+        """The first tier's answer that can. Raises ApiError when none could."""
         async for tier, reason, failures in self._ladder(placed):
             try:
                 generation = await self._attempts.whole(placed, tier)
@@ -171,8 +196,14 @@ class Calls:
     async def stream(self, placed: Placed) -> AsyncGenerator[Stream | str, None]:
         """First a Stream, when the first piece is there, then the pieces. Raises ApiError when no tier could answer.
 
-        After the first piece no other tier is tried: half of an answer has been sent.
+        After the first piece no other tier is tried: half of an answer has been sent. A policy that looks at answers sees the whole
+        one first, which then comes as one piece.
         """
+        if self.placer.reviews(placed.chat.model):
+            answered = await self.answer(placed)
+            yield Stream(answered.placed, answered.tier, answered.reason, answered=answered)
+            yield answered.generation.text
+            return
         async for tier, reason, failures in self._ladder(placed):
             stream = Stream(placed, tier, reason)
             begun = False
@@ -224,7 +255,7 @@ class Calls:
         except BaseException:
             placed.lost.append(Lost(tier, "not-charged"))
             raise
-        return Answered(placed, tier, self.tiers[tier].model, reason, generation, charge)
+        return Answered(placed, tier, self.tiers[tier].model, reason, generation, charge, completion)
 
 
 def _no_such_model(error: InputError) -> ApiError:

@@ -13,8 +13,8 @@ from workloads.tasks.pair import FAMILIES, MAX_SUBTASKS
 
 _TITLES = {"slm": "Isthmus embedded SLM", "llm": "Isthmus embedded LLM"}
 _STYLES = {
-    "slm": "one relation or one operation a step",
-    "llm": "what the name asked for needs, back to what is known, then two relations or two operations a step",
+    "slm": "one fact worked out a step",
+    "llm": "what the name asked for needs, back to what is known, then two facts worked out a step",
 }
 _HEADER = """---
 license: apache-2.0
@@ -82,7 +82,7 @@ invented. It is confidently wrong when it is wrong.
 ## Training
 
 - Data: {recipe["steps"]:,} batches of {recipe["batch"]} conversations, made on the fly from the training split (a hash of the question decides the
-  split), the large model's mostly with their facts in any order. Steps of the other model and steps that do not help are history in them, never targets.
+  split), the large model's mostly with their facts in any order, with up to four distractors, and two of three about relations. Steps of the other model and steps that do not help are history in them, never targets.
 - Seed {facts["seed"]}, one CPU thread, {facts["seconds"] / 60:.0f} minutes on a shared machine; weights in float32, products in bfloat16 where the CPU multiplies it. Optimiser: Muon (matrices, peak rate
   {recipe["muon_rate"]}) and Adam (the rest, {recipe["rate"]}); length grows over the first part of the steps, up to 6.
 - Again: `python -m serve.pair.train --model {model} --seed {facts["seed"]} --out DIR`. Loss at the end: {facts["losses"][-1]}.

@@ -11,7 +11,7 @@ from random import Random
 
 from serve.pair.tokenizer import encode, encode_message
 from workloads.task import Message, Task
-from workloads.tasks.pair import FAMILIES, TOOLS, draw_problem
+from workloads.tasks.pair import TOOLS, draw_problem
 from workloads.tasks.problem import MAX_DISTRACTORS, MAX_LENGTH, STYLES, Problem, Style
 
 IGNORED = -100
@@ -26,6 +26,10 @@ _STRAY = 0.15
 _MAX_STRAYS = 3
 _SHUFFLED = 0.6
 """Share of the coarse model's problems whose facts come in any order: where order helps, it is learned in place of looking up."""
+_TURNS: dict[Style, tuple[str, ...]] = {"fine": ("hops", "sums"), "coarse": ("hops", "hops", "sums")}
+"""Families in turns: the coarse model learns sums in no time, and long to look relations up."""
+_MOST_DISTRACTORS: dict[Style, int] = {"fine": MAX_DISTRACTORS, "coarse": MAX_DISTRACTORS + 2}
+"""More than any task has: where a fact is looked for by its place and not by its name, that shows sooner."""
 _NO_TASK = Task("training")
 
 
@@ -72,12 +76,12 @@ def examples(style: Style, count: int, seed: str, hardest: float) -> list[Exampl
     """`count` training conversations, the same for the same seed; `hardest` in [0, 1] is how far the curriculum is."""
     random = Random(seed)
     longest = max(2, round(1 + hardest * (MAX_LENGTH - 1)))
-    families = list(FAMILIES)
+    families, most = _TURNS[style], _MOST_DISTRACTORS[style]
     found = []
     for number in range(count):
         length = 1 + min(longest - 1, int(longest * random.random() ** 0.8))
         shuffled = style == "coarse" and random.random() < _SHUFFLED
-        family, distractors = families[number % len(families)], random.randint(0, MAX_DISTRACTORS)
+        family, distractors = families[number % len(families)], random.randint(0, most)
         problem = draw_problem(family, "train", length, distractors, random, shuffled)
         found.append(conversation(problem, style, random))
     return found

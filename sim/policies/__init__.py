@@ -21,8 +21,11 @@ from pydantic import ValidationError
 
 from sim.policies.base import PolicyOptions, RoutingPolicy
 from sim.policies.baselines import AllLlm, AllSlm, Fixed, PromptLength, Random
+from sim.policies.cascade import FrugalCascade, Minions
+from sim.policies.hera.policy import Hera
 from sim.policies.learned import EmbeddingRouter, NearestNeighbours
 from sim.policies.oracle import OracleCost, OracleSlmUsage
+from sim.policies.trained import HybridLlm, MatrixFactorisation, SimilarityWeighted
 from workloads.errors import InputError, suggest
 
 POLICIES: dict[str, type[RoutingPolicy]] = {
@@ -35,6 +38,12 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "nearest-neighbours": NearestNeighbours,
     "oracle-slm-usage": OracleSlmUsage,
     "oracle-cost": OracleCost,
+    "hybrid-llm": HybridLlm,
+    "similarity-weighted": SimilarityWeighted,
+    "matrix-factorisation": MatrixFactorisation,
+    "minions": Minions,
+    "frugal-cascade": FrugalCascade,
+    "hera": Hera,
 }
 
 

@@ -16,19 +16,21 @@ from sim.profiles import NonNegative, Strict
 from sim.records import RequestRow, SubtaskRow
 from workloads.agent import Agent
 from workloads.backend import InferenceBackend
-from workloads.task import ModelCall, Task
+from workloads.task import Completion, ModelCall, Task
 
 
 class Placement(NamedTuple):
     """Where a subtask runs, why, and which attachments go along (None = all of them).
 
-    `decided` is False where an earlier decision of the same request is only repeated, which takes no decision time.
+    `decided` is False where an earlier decision of the same request is only repeated, which takes no decision time. `decision_s`
+    is the time this decision took, s, where it differs from one to the next; None: the policy's option of that name.
     """
 
     tier: str
     reason: str = ""
     modalities: tuple[str, ...] | None = None
     decided: bool = True
+    decision_s: float | None = None
 
 
 class TierView(NamedTuple):
@@ -117,6 +119,8 @@ class Study(NamedTuple):
     seed: int
     expected_cost_usd: Callable[[ModelCall, str, int], float]
     """(call, tier, completion tokens) -> nominal cost of the subtask there, without queueing or failures."""
+    training: Study | None = None
+    """Other requests, answered under every placement, where the scenario names a recording of them: nobody is judged on these."""
 
 
 class PolicyOptions(Strict):
@@ -152,6 +156,14 @@ class RoutingPolicy:
         event that happens with the Placement as its value; the request waits for it.
         """
         raise NotImplementedError
+
+    def review(self, seen: Observation, placement: Placement, answer: Completion) -> Placement | None:
+        """An answer is there: None takes it; a Placement on another tier has the subtask done again, as cascades do.
+
+        The answer given up has been paid for and stays in the records with status `escalated`.
+        """
+        del seen, placement, answer
+        return None
 
     def learn(self, row: RequestRow) -> None:
         """A request has ended."""

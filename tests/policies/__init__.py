@@ -18,6 +18,9 @@ from workloads.task import Attachment, Completion, ModelCall, Task
 
 TIERS = (TierView("edge", "slm", "tiny", 0.0), TierView("cloud", "llm", "huge", 1.0, 1e-6, 1e-7, 4e-6))
 
+TRAINED = {"hybrid-llm", "similarity-weighted", "matrix-factorisation", "frugal-cascade", "hera"}
+"""These learn from the text of other requests; without any they cannot be prepared."""
+
 Decisions = Mapping[tuple[int, int], Placement]
 """What a policy answered, by (request, position)."""
 

@@ -117,6 +117,15 @@ class WordPlacer:
         tier, other = ("cloud", "edge") if size > 20 else ("edge", "cloud")
         return Decision(tier, "length \N{GREEK SMALL LETTER ALPHA}\n", 0.000125, (other,))
 
+    def reviews(self, model_name: str) -> bool:
+        del model_name
+        return False
+
+    def review(
+        self, model_name: str, request: int, call: ModelCall, load: Mapping[str, TierLoad], decision: Decision, completion: Completion
+    ) -> Decision | None:  # fmt: skip
+        raise AssertionError("asked although it reviews nothing")
+
     def charge(
         self, tier: str, completion: Completion, upload_bytes: float, download_bytes: float, prefill_s: float, decode_s: float,
         *, decision_s: float = 0.0, model_name: str = "", request: int = -1, position: int = 0,

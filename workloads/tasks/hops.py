@@ -1,6 +1,6 @@
 """Multi-hop questions over an invented knowledge base, with a `find` tool.
 
-    Q is Blue Harbor 's director . T is Q 's rival . R is Q 's boss . who is R ?
+    Q is Blue Harbor . T is Q 's director . S is Q 's setting . R is T 's boss . who is R ?
 
 Every relation leads from each entity of one kind to one entity of another, so a chain of them has exactly one answer. All
 names and facts come from a fixed seed; letters stand for what is to be found.
@@ -84,9 +84,9 @@ def _spelling() -> dict[str, str]:
 
 
 def find(task: Task, argument: str) -> str:
-    """Looks up relations: `Blue Harbor 's director 's mother` or `mother of director of Blue Harbor`; else `nothing found`.
+    """Looks up names and relations: `Blue Harbor 's director` or `mother of director of Blue Harbor`; else `nothing found`.
 
-    `Q = Blue Harbor 's director ; R = Q 's boss` -> `Q = Nia Voss ; R = Ivo Dask`: a label may be used after it.
+    `Q = Blue Harbor ; R = Q 's director` -> `Q = Blue Harbor ; R = Nia Voss`: a label may be used after it.
     """
     del task
     return statements(argument, _follow)
@@ -99,47 +99,42 @@ def _follow(expression: str, known: dict[str, str]) -> str:
     current = _spelling().get(known.get(name, name).lower())
     for relation in relations:
         current = facts().get((relation.strip().lower(), current)) if current else None
-    return current if current and relations else NOTHING
+    return current or NOTHING
 
 
-def _fact(letter: str, base: Fact | None, kind: str, random: Random, taken: Fact | None = None) -> tuple[Fact, str]:
-    """What a random relation of `base`, of this kind, leads to, and its kind; of a random entity without a base.
+def _given(letter: str, kind: str, random: Random) -> Fact:
+    name = random.choice(entities(kind))
+    return Fact(letter, name, f"{letter} is {name} .", before=name)
 
-    Never the relation of `taken`, which hangs on the same base: a wrong way would give the right name.
+
+def _derived(letter: str, base: Fact, kind: str, random: Random, taken: str = "") -> tuple[Fact, str]:
+    """A fact about a relation of `base`, which is of this kind, and the kind of what it leads to.
+
+    Never the relation `taken`, where another fact that hangs on `base` has it: a wrong way would give the right name.
     """
-    relation = random.choice([r for r in _FROM[kind] if taken is None or taken.after != f" 's {r}"])
-    start = base.value if base else random.choice(entities(kind))
-    after = f" 's {relation}"
-    sentence = f"{letter} is {base.name if base else start}{after} ."
-    value = facts()[relation, start]
-    fact = (
-        Fact(letter, value, sentence, base.name, "", after)
-        if base
-        else Fact(letter, value, sentence, "", start + after)
-    )
-    return fact, RELATIONS[relation][1]
+    relation = random.choice([r for r in _FROM[kind] if r != taken])
+    sentence = f"{letter} is {base.name} 's {relation} ."
+    return Fact(letter, facts()[relation, base.value], sentence, base.name, after=f" 's {relation}"), RELATIONS[
+        relation
+    ][1]
 
 
 def draw(random: Random, length: int, distractors: int, shuffled: bool = False) -> Problem:
-    """A random question of this difficulty: `length` relations to follow, `distractors` sentences for nothing."""
-    letters = iter(random.sample(LETTERS, length + distractors))
-    chain: list[Fact] = []
+    """A random question of this difficulty: one name given, `length` relations to follow, `distractors` sentences for nothing."""
+    letters = iter(random.sample(LETTERS, length + 1 + distractors))
     kinds = [random.choice(tuple(_NAME_PARTS))]
+    chain = [_given(next(letters), kinds[0], random)]
     for _ in range(length):
-        fact, kind = _fact(next(letters), chain[-1] if chain else None, kinds[-1], random)
+        fact, kind = _derived(next(letters), chain[-1], kinds[-1], random)
         chain.append(fact)
         kinds.append(kind)
     others = []
     for _ in range(distractors):
-        place = random.randrange(1, length) if length > 1 and random.random() < HANGING else 0
-        kind = kinds[place] if place else random.choice(tuple(_NAME_PARTS))
-        base, taken = (chain[place - 1], chain[place]) if place else (None, None)
-        others.append(_fact(next(letters), base, kind, random, taken)[0])
-    word = "who" if kinds[-1] == "person" else "what"
-    return Problem(
-        "find",
-        tell(chain, others, f"{word} is {chain[-1].name} ?", random, shuffled),
-        tuple(chain),
-        tuple(others),
-        length,
-    )
+        if random.random() < HANGING:
+            place = random.randrange(length)
+            taken = chain[place + 1].after.removeprefix(" 's ")
+            others.append(_derived(next(letters), chain[place], kinds[place], random, taken)[0])
+        else:
+            others.append(_given(next(letters), random.choice(tuple(_NAME_PARTS)), random))
+    question = f"{'who' if kinds[-1] == 'person' else 'what'} is {chain[-1].name} ?"
+    return Problem("find", tell(chain, others, question, random, shuffled), tuple(chain), tuple(others), length)

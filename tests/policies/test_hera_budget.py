@@ -1,0 +1,106 @@
+"""HERA with budgets, and with thresholds that follow what the tiers cost now: by hand on a small tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sim.policies.base import Observation, Study
+from sim.policies.hera import policy as hera_policy
+from sim.policies.hera.budget import Budgets, Forecast, Needs, RunningMean, extra_usd, within
+from sim.policies.hera.policy import Hera, HeraOptions
+from tests.policies import IdleSignals, decisions, observation, placed
+from tests.policies.test_hera import Equality, full, text_study
+
+
+class Said(Equality):
+    """Equal but for the first letter, which tells who speaks."""
+
+    def __call__(self, first: str, second: str) -> float:
+        return float(first[2:] == second[2:])
+
+
+@pytest.fixture(autouse=True)
+def _equality(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hera_policy, "EmbeddingSimilarity", Said)
+
+
+class Busy(IdleSignals):
+    """A line before the small tier."""
+
+    def wait_s(self, tier: str) -> float:
+        return 50.0 if tier == "edge" else 0.0
+
+
+def study() -> Study:
+    """Three subtasks that nothing finds alike."""
+    return text_study({"q": full(3, {})})
+
+
+def prepared(**options: Any) -> Hera:
+    """With perfect estimators."""
+    policy = Hera(HeraOptions.model_validate({"estimators": "perfect", **options}))
+    policy.prepare(study())
+    return policy
+
+
+def first() -> Observation:
+    """The request's first subtask."""
+    return observation(next(study().agent(study().tasks[0])))
+
+
+def test_needs_by_hand() -> None:
+    """5 tokens at .01 s, the way there and back, and nominal cost; two subtasks follow."""
+    forecast = Forecast(study())
+    seen = first()
+    tokens = seen.call.prompt_tokens + 4 * 5
+    assert forecast.subtask(seen, "small") == pytest.approx(Needs(tokens * 5e-8, 0.06))
+    assert forecast.subtask(seen, "large") == pytest.approx(Needs(tokens * 1e-6, 0.15))
+    assert forecast.rest(seen) == pytest.approx(Needs(2 * tokens * 5e-8, 0.12))
+    assert extra_usd(seen, forecast, 0.0) == pytest.approx(tokens * 9.5e-7)
+    assert extra_usd(seen, forecast, 1.0) == pytest.approx(tokens * 9.5e-7 + 0.09)
+
+
+def test_a_dollar_budget_keeps_subtasks_small() -> None:
+    """What HERA would have the large model do goes small where it does not fit, with the reason."""
+    free = decisions(prepared(), study())
+    assert [step.tier for step in free.values()] == ["cloud"] * 3
+    assert decisions(prepared(usd_budget=1.0), study()) == free
+    tight = decisions(prepared(usd_budget=1e-9), study())
+    assert [step.tier for step in tight.values()] == ["edge"] * 3
+    assert all(step.reason == "budget, not large 0.00" for step in tight.values())
+
+
+def test_a_latency_budget_avoids_the_slower_tier() -> None:
+    """A line at the edge sends what was meant to run small to the cloud; without a budget it waits."""
+    alike = text_study({"q": full(3, {"t": "x", "h": "x"})})
+    for budget, tier in ((None, "edge"), (1000.0, "edge"), (30.0, "cloud")):
+        policy = Hera(HeraOptions.model_validate({"estimators": "perfect", "latency_budget_s": budget}))
+        policy.prepare(alike)
+        seen = observation(next(alike.agent(alike.tasks[0])))._replace(signals=Busy())
+        assert placed(policy, seen).tier == tier
+
+
+def test_where_neither_fits_the_better_one_is_taken() -> None:
+    """The share of the worst budget decides."""
+    forecast = Forecast(study())
+    seen = first()
+    assert within(Budgets(usd=1e-12), seen, forecast, "large") == "small"
+    assert within(Budgets(latency_s=1e-3), seen, forecast, "large") == "small"
+    assert within(Budgets(latency_s=1e-3), seen._replace(signals=Busy()), forecast, "small") == "large"
+
+
+def test_the_threshold_follows_what_the_large_tier_costs_now() -> None:
+    """Twice the usual difference lowers kappa by the weight; the usual one leaves it."""
+    policy = prepared(dear_weight=0.1, time_usd_per_s=1.0)
+    seen = first()
+    assert policy._threshold(seen) == pytest.approx(0.6)
+
+    class Slow(IdleSignals):
+        def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
+            return 0.01 if tier == "edge" else 1.0
+
+    assert policy._threshold(seen._replace(signals=Slow())) < 0.6 - 0.05
+    mean = RunningMean()
+    assert [mean.add(value) for value in (1.0, 3.0, 5.0)] == [1.0, 2.0, 3.0]

@@ -1,0 +1,129 @@
+"""HERA's trained estimators: trained for real on a few requests of the shipped recording, saved, loaded, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sim.loading import load_scenario
+from sim.policies.base import Study
+from sim.policies.features import PACKAGED_ENCODER
+from sim.policies.hera.outlook import ROLES
+from sim.policies.hera.policy import Hera, HeraOptions
+from sim.policies.hera.profile import Profile, profile_of
+from sim.policies.hera.similarity import EmbeddingSimilarity
+from sim.policies.hera.trained import CARD, Card, PredictedOutlook, load_models, read_card
+from sim.policies.hera.training import Plan, distance_rows, prediction, request_rows, train_estimators
+from sim.study import study_of
+from sim.workload import build_workload
+from tests.conftest import ROOT
+from tests.policies import decisions
+from workloads.errors import InputError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PLAN = Plan(PACKAGED_ENCODER, "pair/slm", encoder_epochs=1, decoder_epochs=2)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """Eight requests to place and twenty to learn from, of the shipped recordings."""
+    loaded = load_scenario(ROOT / "scenarios/hera.yaml", [])
+    whole = study_of(loaded.scenario, build_workload(loaded.scenario, 1, loaded.path), 1)
+    assert whole.training is not None
+    return whole._replace(tasks=whole.tasks[:8], training=whole.training._replace(tasks=whole.training.tasks[:20]))
+
+
+@pytest.fixture(scope="module")
+def profile(study: Study) -> Profile:
+    """Of the twenty."""
+    assert study.training is not None
+    return profile_of(study.training, EmbeddingSimilarity(PACKAGED_ENCODER), 0.7)
+
+
+@pytest.fixture(scope="module")
+def folder(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained estimators."""
+    out = tmp_path_factory.mktemp("estimators") / "pair"
+    train_estimators(profile, PACKAGED_ENCODER, 0.7, PLAN, out, lambda name, steps: lambda: None)
+    return out
+
+
+def test_targets_are_what_the_trees_say(profile: Profile) -> None:
+    """URC's target is the similarity as a probability, DP's one class, SP's the recorded step with the tool's reply."""
+    for row, learned in zip(request_rows(profile), profile.requests, strict=True):
+        assert row.target == pytest.approx((max(0.0, learned.similarity), 1 - max(0.0, learned.similarity)), abs=1e-6)
+    assert all(sum(row.target) == 1.0 for row in distance_rows(profile.subtasks))
+    first = profile.subtasks[0]
+    step, reply = prediction(first.outlook.node, profile.models[1])
+    assert step == first.large_output
+    after = first.outlook.after("large")
+    assert reply == (after.node.call.messages[-1].content if after else "")
+
+
+def test_training_lowers_the_loss_and_leaves_a_card(folder: Path, profile: Profile) -> None:
+    """Four estimators in safetensors, small, with a card."""
+    card = read_card(folder)
+    assert (card.models, card.families, card.requests) == (profile.models, ("hops", "sums"), 20)
+    for role in ROLES:
+        assert card.losses[role][-1] < card.losses[role][0]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
+    assert sum(path.stat().st_size for path in files) < 10e6
+
+
+def test_the_same_training_gives_the_same_weights(folder: Path, profile: Profile, tmp_path: Path) -> None:
+    """To the bit."""
+    train_estimators(profile, PACKAGED_ENCODER, 0.7, PLAN, tmp_path / "again", lambda name, steps: lambda: None)
+    for path in folder.rglob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes(), path.name
+
+
+def test_the_small_models_next_step_is_learned_first(folder: Path, study: Study) -> None:
+    """SP_SLM starts from the small model itself: most of its first steps are the recorded ones."""
+    predictors = load_models(folder).steps
+    calls = [next(study.agent(task)) for task in study.tasks]
+    said = [study.backend.submit(call, study.tiers[0].model).result().text for call in calls]
+    predicted = [PredictedOutlook(predictors, call.messages).output("small") for call in calls]
+    assert sum(a == b for a, b in zip(said, predicted, strict=True)) >= 4
+
+
+def test_the_policy_decides_by_them(folder: Path, study: Study) -> None:
+    """The same placements every time, whatever was predicted ahead."""
+    made = []
+    for _ in range(2):
+        policy = Hera(HeraOptions(estimators=str(folder), tau_request=0.95, kappa=0.9))
+        policy.prepare(study)
+        made.append(decisions(policy, study))
+        load_models.cache_clear()
+    assert made[0] == made[1]
+    assert {step.reason.split()[0] for step in made[0].values()} <= {"urc", "sse", "sle", "cd", "sd", "large"}
+
+
+def test_estimators_that_do_not_fit_are_refused(folder: Path, profile: Profile, study: Study, tmp_path: Path) -> None:
+    """Another pair, another family, missing weights, no card, a card that is none, an empty profile: one message each."""
+
+    def refused(where: Path, words: str, of: Study = study) -> None:
+        with pytest.raises(InputError, match=words):
+            Hera(HeraOptions(estimators=str(where))).prepare(of)
+
+    other = tuple(tier._replace(model=f"other-{tier.role}") for tier in study.tiers)
+    refused(folder, "trained for the models isthmus-slm and isthmus-llm, not other-slm", study._replace(tiers=other))
+    changed = tmp_path / "changed"
+    shutil.copytree(folder, changed)
+    card = read_card(changed)
+    Card(**{**card.__dict__, "families": ("sums",)}).write(changed)
+    refused(changed, "trained on tasks of sums, not hops")
+    Card(**card.__dict__).write(changed)
+    shutil.rmtree(changed / "small")
+    load_models.cache_clear()
+    refused(changed, "'small' is missing")
+    (changed / CARD).write_text(json.dumps({"models": 3}))
+    refused(changed, "cannot be read")
+    refused(tmp_path / "nowhere", "no trained estimators")
+    with pytest.raises(InputError, match="holds nothing to learn from"):
+        train_estimators(
+            profile._replace(requests=()), PACKAGED_ENCODER, 0.7, PLAN, tmp_path / "x", lambda name, steps: lambda: None
+        )
