@@ -107,13 +107,15 @@ class _Table(NamedTuple):
 class Retrieval:
     """Believes of a request or subtask what the most similar ones of the profile turned out to be."""
 
-    def __init__(self, similarity: EmbeddingSimilarity, neighbours: int, threshold: float) -> None:
-        self._similarity, self._neighbours, self._threshold = similarity, neighbours, threshold
+    def __init__(self, similarity: EmbeddingSimilarity, neighbours: int, threshold: float, requests: int) -> None:
+        self._similarity, self._neighbours, self._threshold, self._count = similarity, neighbours, threshold, requests
         self._requests = self._subtasks = _Table(np.empty((0, 0)), ())
 
     def prepare(self, study: Study) -> None:
         """Embed the profile of the study's training requests. Raises InputError where the scenario names none."""
-        profile = profile_of(training_of(study, "hera"), self._similarity, self._threshold)
+        training = training_of(study, "hera")
+        training = training._replace(tasks=training.tasks[: self._count])
+        profile = profile_of(training, self._similarity, self._threshold)
         self._requests = self._table([(row.task.prompt, row.similarity) for row in profile.requests])
         self._subtasks = self._table(sampled([(row.text, row.outlook) for row in profile.subtasks]))
 

@@ -54,6 +54,8 @@ class HeraOptions(PolicyOptions):
     """Sentence encoder: `all-MiniLM-L6-v2` is installed; else a model's folder or its name on the Hugging Face hub."""
     neighbours: Annotated[int, Field(ge=1)] = 10
     """Profiled requests that have a say in a request's similarity (retrieval)."""
+    profiled_requests: Annotated[int, Field(ge=2)] = 300
+    """Training requests that are profiled (retrieval): about a dozen subtasks each."""
     profile_threshold: Cosine = 0.7
     """From which cosine on two outputs are similar in the profile."""
     usd_budget: Positive | None = None
@@ -113,7 +115,7 @@ class Hera(RoutingPolicy):
         if options.estimators == "perfect":
             return Perfect(self._similarity)
         if options.estimators == "retrieval":
-            return Retrieval(self._similarity, options.neighbours, options.profile_threshold)
+            return Retrieval(self._similarity, options.neighbours, options.profile_threshold, options.profiled_requests)
         from sim.policies.hera.trained import Trained
 
         return Trained(options.estimators, self._similarity, any_family=options.any_family, horizon=options.horizon)
