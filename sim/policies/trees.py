@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from sim.policies.base import Study
 from sim.policies.features import small_and_large
+from workloads.backend import InferenceBackend
 from workloads.errors import InputError, RecordingMiss
 from workloads.expansion import MAX_DEPTH, Node, TaskTree, expand
 from workloads.task import Message, Outcome, Task
+
+_GROWN: WeakKeyDictionary[InferenceBackend, dict[tuple[Any, ...], list[TaskTree]]] = WeakKeyDictionary()
+"""Trees by backend: walking every path through a thousand tasks takes seconds, so cells share them."""
 
 
 def two_models(study: Study) -> tuple[str, str]:
@@ -36,9 +41,13 @@ def training_of(study: Study, policy: str) -> Study:
 
 def grow_trees(study: Study, tasks: Iterable[Task]) -> list[TaskTree]:
     """Every placement of the tasks, answered, each task once. Raises InputError where a recording does not hold them."""
-    different = {task.id: task for task in tasks}.values()
+    different = {task.id: task for task in tasks}
+    grown = _GROWN.setdefault(study.backend, {})
+    key = study.agent, two_models(study), tuple(different)
     try:
-        return list(expand(study.agent, different, study.backend, two_models(study), MAX_DEPTH))
+        if key not in grown:
+            grown[key] = list(expand(study.agent, different.values(), study.backend, two_models(study), MAX_DEPTH))
+        return grown[key]
     except RecordingMiss as miss:
         raise InputError(
             "the recording", f"does not hold every placement ({miss})", "Record with --counterfactual 15"

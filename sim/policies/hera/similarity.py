@@ -18,19 +18,15 @@ class EmbeddingSimilarity:
 
     def __init__(self, encoder: str) -> None:
         self._encoder = encoder
-        self._known: dict[str, FloatArray] = {}
 
     def know(self, texts: Iterable[str]) -> None:
         """Embed many texts at once, which is several times as fast as one by one."""
-        fresh = sorted(set(texts) - self._known.keys())
-        if fresh:
-            self._known.update(zip(fresh, text_encoder(self._encoder).encode(fresh), strict=True))
+        text_encoder(self._encoder).encode_together(list(dict.fromkeys(texts)))
 
     def embedding(self, text: str) -> FloatArray:
         """Of unit length, shape (width,)."""
-        if text not in self._known:
-            self.know([text])
-        return self._known[text]
+        row: FloatArray = text_encoder(self._encoder).encode_together([text])[0]
+        return row
 
     def __call__(self, first: str, second: str) -> float:
         """The cosine."""
