@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
     $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 PYTEST_ARGS ?=
+# Two test files at a time: much of the suite waits for clusters, servers and processes. The tests of a file share what they start.
+PYTEST := -m pytest -n 2 --dist loadfile
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -27,10 +29,10 @@ demo: $(STAMP)  ## run the quickstart scenario; prints where the report is
 	@$(PY) run_sim.py run scenarios/quickstart.yaml
 
 test: $(STAMP)  ## the whole test suite, slow tests included; PYTEST_ARGS="-k name" narrows it
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) $(PYTEST_ARGS)
 
 check: static  ## what to run before every commit: static checks, then the fast tests
-	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(PY) $(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 # Separate targets, so that `make --keep-going static` shows the findings of all four.
 static: check-format check-lint check-types check-imports  ## formatting, lint, types and import contracts, without tests

@@ -20,7 +20,7 @@ from sim.policies.trained import (
     transformed_labels,
     win_shares,
 )
-from sim.policies.trees import Worth, grow_trees, two_models, worth
+from sim.policies.trees import Worth, grow_trees, subtask_text, two_models, worth
 from tests.policies import decisions, observation, prepared, study_of, text_study
 from tests.policies.test_oracle import tree_study
 from workloads.agent import conversation_agent
@@ -75,7 +75,7 @@ def test_labels_by_hand() -> None:
 def test_a_router_finds_which_requests_the_small_model_can_do(policy: type[RoutingPolicy]) -> None:
     """Short questions small, long ones large, at every threshold between what it believes of the two."""
     study = with_training()
-    threshold = 0.25 if policy is SimilarityWeighted else 0.5  # a tie is half a win there
+    threshold = 0.5 if policy is HybridLlm else 0.25  # a tie is half a win for the other two
     made = decisions(prepared(policy, study, per="request", threshold=threshold), study)
     for number, task in enumerate(study.tasks):
         assert made[number, 0].tier == ("edge" if "plus" in task.prompt else "cloud")
@@ -83,15 +83,25 @@ def test_a_router_finds_which_requests_the_small_model_can_do(policy: type[Routi
 
 @pytest.mark.slow
 def test_a_cascade_learns_whose_answers_to_give_up() -> None:
-    """The scorer sees question and answer."""
+    """After two small steps the small model ends long questions wrongly: at the right threshold those and no others are escalated."""
     study = with_training()
     cascade = prepared(FrugalCascade, study)
-    for task in study.tasks[:8]:
-        call = next(study.agent(task))
-        seen = observation(call)
+    assert isinstance(cascade, FrugalCascade)
+    believed: dict[bool, list[float]] = {True: [], False: []}
+    for task in study.tasks:
+        run = study.agent(task)
+        call = next(run)
+        for _ in range(2):
+            call = run.send(study.backend.submit(call, "tiny").result())
         answer = study.backend.submit(call, "tiny").result()
-        again = cascade.review(seen, cascade.place(seen), answer)  # type: ignore[arg-type]
-        assert (again.tier if again else "") == ("" if "plus" in task.prompt else "cloud")
+        features = cascade._features([subtask_text(call.messages)], [answer])
+        believed["plus" in task.prompt].append(float(cascade._predict(features)[0]))
+    assert min(believed[True]) > max(believed[False])
+    between = (min(believed[True]) + max(believed[False])) / 2
+    strict = prepared(FrugalCascade, study, threshold=between)
+    assert isinstance(strict, FrugalCascade)
+    again = strict.review(observation(call), strict.place(observation(call)), answer)
+    assert (again.tier if again else "") == ("" if "plus" in task.prompt else "cloud")
 
 
 def test_minions_escalate_what_the_small_model_is_unsure_of() -> None:
