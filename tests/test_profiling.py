@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
+from sim.loading import load_scenario
 from sim.policies.hera.profile import profile_of, s_l_distance
 from sim.policies.trees import grow_trees, two_models
 from sim.profiling import position_rows, profile_tables, profile_training, switched_one, write_profile
+from sim.report import family_policies
+from tests.conftest import ROOT
 from tests.policies.test_hera import Equality, full, text_study
 from tests.policies.test_oracle import tree_study
 
@@ -69,3 +72,14 @@ def test_tables_on_file_and_for_the_terminal(tmp_path: Path) -> None:
     assert {"text", "small_output", "large_output", "similarity", "distance", "on_large_path"} <= subtasks[0].keys()
     assert [table.row_count for table in profile_tables(profiled, 0.5)] == [5, 3, 3]
     assert position_rows(profiled.profile, 0.5)[0] == ("1", "0.0%", "1.00", "0.0%")
+
+
+def test_perfect_estimators_count_among_the_oracles() -> None:
+    """In reports and figures: nobody can deploy what looks into the recording."""
+    loaded = load_scenario(ROOT / "scenarios/hera.yaml", [])
+    policies = family_policies(loaded.scenario)
+    assert (policies["hera-perfect"], policies["hera-retrieval"], policies["random"]) == (
+        "oracle hera",
+        "hera",
+        "random",
+    )

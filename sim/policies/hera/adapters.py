@@ -7,6 +7,7 @@ thread of the CPU, so that the same training gives the same weights.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -86,9 +87,15 @@ def with_adapter(base: Any, folder: Path | None) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if folder is None:
-        return get_peft_model(base, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear"))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft 0.21 asks transformers 5 for a property by its old name
+            return get_peft_model(base, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear"))
     try:
-        return PeftModel.from_pretrained(base, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return PeftModel.from_pretrained(base, str(folder))
     except Exception as error:
         raise InputError(
             str(folder), f"holds no adapter of this base model ({error})", "Train the estimators"
