@@ -27,7 +27,7 @@ from sim.policies.hera.training import Plan, Progress, train_estimators
 from sim.policies.trees import grow_trees, training_of, two_models, worth
 from sim.study import study_of
 from sim.workload import build_workload
-from workloads.expansion import Node, TaskTree
+from workloads.expansion import TaskTree
 
 THIRDS = ("early", "middle", "late")
 
@@ -79,27 +79,15 @@ def profile_training(training: Study, similarity: EmbeddingSimilarity, threshold
     """Profile these requests; texts are similar from `threshold` on."""
     models, trees = two_models(training), grow_trees(training, training.tasks)
     profile = profile_of(training, similarity, threshold)
-    counts = [[_steps(tree, model) for tree in trees if tree.alone(model).score >= 0.5] for model in models]
+    counts = [[len(tree.path(model)) for tree in trees if tree.alone(model).score >= 0.5] for model in models]
     return Profiled(profile, switched_one(trees, models), *(fmean(count) if count else math.nan for count in counts))
-
-
-def _steps(tree: TaskTree, model: str) -> int:
-    return len(_path(tree, model))
-
-
-def _path(tree: TaskTree, model: str) -> list[Node]:
-    path, step = [], tree.root
-    while isinstance(step, Node):
-        path.append(step)
-        step = step.after[model]
-    return path
 
 
 def switched_one(trees: Sequence[TaskTree], models: tuple[str, str]) -> list[Switched]:
     """For each third of a request: All-LLM's score less that with one of the third's subtasks run small (HERA's Fig. 4a)."""
     lost: dict[str, list[float]] = {third: [] for third in THIRDS}
     for tree in trees:
-        path, score = _path(tree, models[1]), tree.alone(models[1]).score
+        path, score = tree.path(models[1]), tree.alone(models[1]).score
         values = worth(tree, models, 1.0)
         for position, node in enumerate(path):
             if models[0] in node.after:

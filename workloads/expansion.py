@@ -71,6 +71,14 @@ class TaskTree:
         """Different answers in the tree."""
         return len({(model, node.call.messages) for node in self.nodes.values() for model in node.answers})
 
+    def path(self, model: str) -> list[Node]:
+        """The nodes the request passes when one model answers throughout."""
+        passed, step = list[Node](), self.root
+        while isinstance(step, Node):
+            passed.append(step)
+            step = step.after[model]
+        return passed
+
     def alone(self, model: str) -> Outcome:
         """How the request ends when one model answers throughout."""
         step = self.root

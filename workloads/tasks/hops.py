@@ -114,9 +114,8 @@ def _derived(letter: str, base: Fact, kind: str, random: Random, taken: str = ""
     """
     relation = random.choice([r for r in _FROM[kind] if r != taken])
     sentence = f"{letter} is {base.name} 's {relation} ."
-    return Fact(letter, facts()[relation, base.value], sentence, base.name, after=f" 's {relation}"), RELATIONS[
-        relation
-    ][1]
+    fact = Fact(letter, facts()[relation, base.value], sentence, base.name, after=f" 's {relation}")
+    return fact, RELATIONS[relation][1]
 
 
 def draw(random: Random, length: int, distractors: int, shuffled: bool = False) -> Problem:

@@ -14,7 +14,7 @@ from sim.policies.base import Observation, Study
 from sim.policies.hera.outlook import ROLES, Role
 from sim.policies.trees import grow_trees, two_models
 from workloads.agent import FRAMING_BYTES
-from workloads.expansion import Node, TaskTree
+from workloads.expansion import TaskTree
 from workloads.task import ModelCall
 
 _BYTES_PER_TOKEN = 4.0
@@ -86,13 +86,8 @@ def _high(values: Sequence[int]) -> int:
 
 def _left(trees: Sequence[TaskTree], model: str, position: int) -> float:
     """Mean subtasks that follow one at this position when a model runs on."""
-    counts = []
-    for tree in trees:
-        step, count = tree.root, 0
-        while isinstance(step, Node):
-            step, count = step.after[model], count + 1
-        if count > position:
-            counts.append(count - position - 1)
+    lengths = [len(tree.path(model)) for tree in trees]
+    counts = [length - position - 1 for length in lengths if length > position]
     return fmean(counts) if counts else 0.0
 
 

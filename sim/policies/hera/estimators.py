@@ -1,7 +1,7 @@
 """HERA's estimators behind one interface, so that the policy and what it believes can be told apart.
 
 `perfect` reads the recorded tree of the very request: no router can know it, it shows what the policy's design reaches. `retrieval`
-takes the most similar profiled request or subtask for the one at hand. Trained ones are in learned.py.
+takes the most similar profiled request or subtask for the one at hand. Trained ones are in trained.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,19 @@ def small_steps(here: Outlook, similar: Similar) -> list[Outlook]:
     return []
 
 
-class Perfect:
+class _FromTrees:
+    """What follows from an outlook that is a recorded tree, the request's own or another's."""
+
+    def distance(self, call: ModelCall, here: Outlook, similar: Similar) -> float:
+        """Counted in the tree."""
+        return s_l_distance(here, similar)
+
+    def parts(self, here: Outlook, similar: Similar) -> list[Outlook]:
+        """The small model's own steps in the tree."""
+        return small_steps(here, similar)
+
+
+class Perfect(_FromTrees):
     """Reads the trees of the study's own requests."""
 
     def __init__(self, similarity: EmbeddingSimilarity) -> None:
@@ -88,14 +100,6 @@ class Perfect:
         """The node of the conversation."""
         return self._outlooks.get(call.messages)
 
-    def distance(self, call: ModelCall, here: Outlook, similar: Similar) -> float:
-        """Counted in the tree."""
-        return s_l_distance(here, similar)
-
-    def parts(self, here: Outlook, similar: Similar) -> list[Outlook]:
-        """The small model's own steps in the tree."""
-        return small_steps(here, similar)
-
 
 class _Table(NamedTuple):
     """Embeddings of unit length, shape (rows, width), and what each row stands for."""
@@ -104,7 +108,7 @@ class _Table(NamedTuple):
     values: Sequence[Any]
 
 
-class Retrieval:
+class Retrieval(_FromTrees):
     """Believes of a request or subtask what the most similar ones of the profile turned out to be."""
 
     def __init__(self, similarity: EmbeddingSimilarity, neighbours: int, threshold: float, requests: int) -> None:
@@ -136,11 +140,3 @@ class Retrieval:
         ((row, _),) = nearest(self._subtasks.embeddings, asked, 1)
         outlook: RecordedOutlook = self._subtasks.values[row]
         return outlook
-
-    def distance(self, call: ModelCall, here: Outlook, similar: Similar) -> float:
-        """That of the nearest subtask."""
-        return s_l_distance(here, similar)
-
-    def parts(self, here: Outlook, similar: Similar) -> list[Outlook]:
-        """The small model's steps from the nearest subtask."""
-        return small_steps(here, similar)

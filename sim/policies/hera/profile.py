@@ -14,8 +14,8 @@ from sim.policies.base import Study
 from sim.policies.hera.outlook import Outlook, RecordedOutlook, roll
 from sim.policies.hera.similarity import EmbeddingSimilarity, Similarity
 from sim.policies.trees import both_answered, grow_trees, subtask_text, two_models
-from workloads.expansion import Node, TaskTree
-from workloads.task import Message, Outcome, Task
+from workloads.expansion import TaskTree
+from workloads.task import Message, Task
 
 MOST_EXTRA = 5
 """Extra small subtasks after which a large one counts as never matched."""
@@ -98,7 +98,7 @@ def _request(tree: TaskTree, models: tuple[str, str], similarity: Similarity) ->
 def _subtasks(
     tree: TaskTree, models: tuple[str, str], similarity: Similarity, threshold: float
 ) -> Iterable[ProfiledSubtask]:
-    large_path = set(_path(tree.root, models[1]))
+    large_path = {id(node) for node in tree.path(models[1])}
 
     def similar(first: str, second: str) -> bool:
         return similarity(first, second) > threshold
@@ -117,9 +117,3 @@ def _subtasks(
             id(node) in large_path,
             here,
         )
-
-
-def _path(root: Node | Outcome, model: str) -> Iterable[int]:
-    while isinstance(root, Node):
-        yield id(root)
-        root = root.after[model]
