@@ -102,6 +102,29 @@ def with_adapter(base: Any, folder: Path | None) -> Any:
         ) from None
 
 
+def minimise(
+    parameters: Sequence[Any], rows: Sequence[Any], length: Callable[[Any], int], size: int, loss_of: Callable[[Sequence[Any]], Any],
+    epochs: int, rate: float, seed: int, on_step: OnStep,
+) -> list[float]:  # fmt: skip
+    """AdamW over batches of `size` rows of like length, on one thread; returns the mean loss of each epoch."""
+    import torch
+
+    optimiser = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate)
+    order, losses = random.Random(seed), list[float]()
+    with one_thread():
+        for _ in range(epochs):
+            total = 0.0
+            for batch in batches(rows, length, order, size):
+                loss = loss_of(batch)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                total += float(loss.detach()) * len(batch)
+                on_step()
+            losses.append(round(total / len(rows), 4))
+    return losses
+
+
 class TextClassifier:
     """An encoder, mean pooling and a linear head: P(class | text, position). `folder` is where a trained one lies."""
 
@@ -122,22 +145,13 @@ class TextClassifier:
         """Minimise the cross-entropy with AdamW; returns the mean loss of each epoch."""
         import torch
 
-        parameters = [*(p for p in self.model.parameters() if p.requires_grad), *self.head.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
-        order, losses = random.Random(seed), list[float]()
+        def loss_of(batch: Sequence[ScoredText]) -> Any:
+            odds = self._odds([(row.text, row.position) for row in batch])
+            return torch.nn.functional.cross_entropy(odds, torch.tensor([row.target for row in batch]))
+
+        parameters = [*self.model.parameters(), *self.head.parameters()]
         self.model.train()
-        with one_thread():
-            for _ in range(epochs):
-                total = 0.0
-                for batch in batches(rows, lambda row: len(row.text), order, 32):
-                    odds = self._odds([(row.text, row.position) for row in batch])
-                    loss = torch.nn.functional.cross_entropy(odds, torch.tensor([row.target for row in batch]))
-                    optimiser.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
-                    total += float(loss.detach()) * len(batch)
-                    on_step()
-                losses.append(round(total / len(rows), 4))
+        losses = minimise(parameters, rows, lambda row: len(row.text), 32, loss_of, epochs, rate, seed, on_step)
         self.model.eval()
         return losses
 
@@ -195,23 +209,10 @@ class StepPredictor:
         self, rows: Sequence[tuple[tuple[Message, ...], Prediction]], epochs: int, rate: float, seed: int, on_step: OnStep
     ) -> list[float]:  # fmt: skip
         """Minimise the cross-entropy of the predictions' tokens with AdamW; returns the mean loss of each epoch."""
-        import torch
-
         encoded = [self._encoded(messages, prediction) for messages, prediction in rows]
-        optimiser = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=rate)
-        order, losses = random.Random(seed), list[float]()
+        parameters = list(self.model.parameters())
         self.model.train()
-        with one_thread():
-            for _ in range(epochs):
-                total = 0.0
-                for batch in batches(encoded, lambda row: len(row[0]), order, _BATCH):
-                    loss = self._loss(batch)
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
-                    total += float(loss.detach()) * len(batch)
-                    on_step()
-                losses.append(round(total / len(encoded), 4))
+        losses = minimise(parameters, encoded, lambda row: len(row[0]), _BATCH, self._loss, epochs, rate, seed, on_step)
         self.model.eval()
         return losses
 
