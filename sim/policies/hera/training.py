@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sim.policies.hera.adapters import Prediction, ScoredText, StepPredictor, TextClassifier, batches
+from sim.policies.hera.adapters import Prediction, ScoredText, StepPredictor, TextClassifier, batches, load_base
 from sim.policies.hera.outlook import ROLES, Role
 from sim.policies.hera.profile import Profile, ProfiledSubtask
 from sim.policies.hera.trained import DISTANCES, Card
@@ -45,6 +45,8 @@ def train_estimators(
     if not profile.requests or not profile.subtasks:
         raise InputError("profile", "holds nothing to learn from", "Profile some requests")
     begun_s, losses = time.perf_counter(), dict[str, list[float]]()
+    for kind, base in (("AutoModel", plan.encoder), ("AutoModelForCausalLM", plan.decoder)):
+        load_base(kind, base)  # a wrong name is told before minutes of training, with nothing written
     fresh = out.with_name(out.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     subtasks = sample(profile.subtasks, plan.most_subtasks, plan.seed)
