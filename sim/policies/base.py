@@ -20,7 +20,7 @@ from workloads.task import Completion, ModelCall, Task
 
 
 class Placement(NamedTuple):
-    """Where a subtask runs, why, and which attachments go along (None = all of them).
+    """Where a subtask runs, why, and which attachments go along (None = all that the tier's model takes).
 
     `decided` is False where an earlier decision of the same request is only repeated, which takes no decision time. `decision_s`
     is the time this decision took, s, where it differs from one to the next; None: the policy's option of that name.
@@ -43,6 +43,12 @@ class TierView(NamedTuple):
     input_usd: float = 0.0
     cached_input_usd: float = 0.0
     output_usd: float = 0.0
+    multimodal: bool | None = None
+
+    @property
+    def sees_modalities(self) -> bool:
+        """Whether its model takes attachments; where nobody says, models of role llm do."""
+        return self.role == "llm" if self.multimodal is None else self.multimodal
 
 
 class Signals(Protocol):

@@ -1,0 +1,1 @@
+"""TMO: where each turn of a dialogue runs, and which of its modalities go along (arXiv 2502.11007)."""
