@@ -137,6 +137,41 @@ def test_parts_that_all_pass_run_small() -> None:
     assert way(spoilt, prepared(spoilt, components="sd"))[0].startswith("h")
 
 
+def test_leading_parts_that_pass_run_small_and_the_large_model_takes_over() -> None:
+    """SD by prefix: of three parts the first passes, the second does not. Two subtasks small, one large, the next decided anew.
+
+    tt: what the small model says second; the large model's first answer is what the small one says third (distance 2).
+    """
+    said = {"h": "goal", "ttt": "goal", "tt": "x", "th": "x", "ttht": "y", "tthh": "y"}
+    study = text_study({"q": full(5, said)})
+    assert way(study, prepared(study, components="sd"))[0].startswith("h")
+    path, reasons = way(study, prepared(study, components="sse+sd", decomposition="prefix"))
+    assert path.startswith("ttht")
+    assert reasons.startswith("sd 1 of 3 parts; sd 1 of 3 parts; rest of sd 1 of 3 parts; sse 1.00")
+    first = text_study({"q": full(5, {**said, "th": "z"})})  # not even the first part passes
+    assert way(first, prepared(first, components="sd", decomposition="prefix"))[0].startswith("h")
+
+
+def test_all_parts_that_pass_are_placed_alike_by_either_rule() -> None:
+    """SD: where every part passes, `prefix` is `all`."""
+    said = {"h": "goal", "tt": "goal", "th": "goal", "ttt": "x", "tth": "x"}
+    study = text_study({"q": full(4, said)})
+    made = [decisions(prepared(study, components="sd", decomposition=rule), study) for rule in ("all", "prefix")]
+    assert made[0] == made[1]
+
+
+def test_parts_are_looked_at_one_by_one() -> None:
+    """Two texts are predicted and embedded for each part up to the first that fails; `all` looks at every part."""
+    said = {"h": "goal", "ttt": "goal", "tt": "x", "th": "x"}
+    study = text_study({"q": full(5, said)})
+    cost = {"embedding_s": 1.0, "prediction_s": 100.0, "components": "sd"}
+    # 2 predictions of this subtask; then of 2 parts (one passes, one does not), or of all 3
+    one_by_one = decisions(prepared(study, decomposition="prefix", **cost), study)
+    assert one_by_one[0, 0].decision_s == pytest.approx(200.0 + 400.0 + 4.0)
+    assert decisions(prepared(study, **cost), study)[0, 0].decision_s == pytest.approx(200.0 + 600.0 + 6.0)
+    assert [one_by_one[0, position].decided for position in (1, 2)] == [False, False]
+
+
 def test_nothing_similar_is_the_large_models_work() -> None:
     """No component finds anything."""
     study = text_study({"q": full(3, {})})

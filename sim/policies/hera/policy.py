@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -50,6 +51,8 @@ class HeraOptions(PolicyOptions):
     """Which predicted small subtask is compared at S-L distance d: the (d+1)-th (2025) or the d-th (2026)."""
     horizon: Annotated[int, Field(ge=1)] = 5
     """Steps that convergence detection looks ahead."""
+    decomposition: Literal["all", "prefix"] = "all"
+    """SD runs a subtask's simpler parts small if `all` of them pass, or the leading ones that pass (`prefix`); the large model takes over there."""
     encoder: str = PACKAGED_ENCODER
     """Sentence encoder: `all-MiniLM-L6-v2` is installed; else a model's folder or its name on the Hugging Face hub."""
     neighbours: Annotated[int, Field(ge=1)] = 10
@@ -74,18 +77,23 @@ class HeraOptions(PolicyOptions):
 
 @dataclass(slots=True)
 class _Request:
-    """What is decided of a request: small throughout, or for so many subtasks more."""
+    """What is decided of a request: small throughout, or for so many subtasks more, and whether the one after them goes large."""
 
     small: bool = False
     committed: int = 0
+    then_large: bool = False
     reason: str = ""
 
 
 class _Verdict(NamedTuple):
-    """How many subtasks from this one on go to the small model (0: this one goes to the large one), and why."""
+    """How many subtasks from this one on go to the small model (0: this one goes to the large one), and why.
+
+    `then_large`: the one after them is decided as well, for the large model.
+    """
 
     small_subtasks: int
     reason: str
+    then_large: bool = False
 
 
 class _Effort:
@@ -153,10 +161,14 @@ class Hera(RoutingPolicy):
         if request.committed:
             request.committed -= 1
             return self._placement(seen.small, request.reason, effort)
+        if request.then_large:
+            request.then_large = False
+            return self._placement(seen.large, f"rest of {request.reason}", effort)
         verdict = self._decide(seen, effort)
         if not verdict.small_subtasks:
             return self._placement(seen.large, verdict.reason, effort)
-        request.committed, request.reason = verdict.small_subtasks - 1, verdict.reason
+        request.committed, request.then_large = verdict.small_subtasks - 1, verdict.then_large
+        request.reason = verdict.reason
         return self._placement(seen.small, verdict.reason, effort)
 
     def learn(self, row: RequestRow) -> None:
@@ -237,11 +249,20 @@ class Hera(RoutingPolicy):
         return _Verdict(agree[-1] + 1, f"cd k={agree[-1]}") if agree else None
 
     def _decomposition(self, call: ModelCall, here: Outlook, similar: Similar, effort: _Effort) -> _Verdict | None:
-        """SD: every simpler part passes the single test, so the small model runs all of them."""
+        """SD: every simpler part passes the single test, so the small model runs all of them; or the leading ones that do.
+
+        Running this subtask small is what brings the first part, so `m` leading parts that pass are `m + 1` small subtasks. The
+        large model goes on from there its own way, which the remaining parts are not: what follows it is decided anew.
+        """
         del call
         parts = self._estimators.parts(here, similar)
-        effort.predictions += 2 * len(parts)
-        effort.embeddings += 2 * len(parts)
-        if parts and all(similar(part.output("small"), part.output("large")) for part in parts):
+        passed = len(list(takewhile(lambda part: similar(part.output("small"), part.output("large")), parts)))
+        one_by_one = self.options.decomposition == "prefix"
+        looked_at = min(passed + 1, len(parts)) if one_by_one else len(parts)
+        effort.predictions += 2 * looked_at
+        effort.embeddings += 2 * looked_at
+        if parts and passed == len(parts):
             return _Verdict(len(parts), f"sd {len(parts)} parts")
+        if one_by_one and passed:
+            return _Verdict(passed + 1, f"sd {passed} of {len(parts)} parts", then_large=True)
         return None
