@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
 
 from sim.bandwidth import BYTES_PER_S_PER_MBPS
 from sim.network import Route
 from sim.policies.base import Observation, Placement
 from sim.server import OK, Job
 from workloads.errors import InputError, suggest
-from workloads.task import Completion, Task
+from workloads.task import Attachment, Completion, ModelCall, with_attachments
+
+if TYPE_CHECKING:
+    from sim.tier import TierRuntime
 
 
 class Plan:
@@ -52,12 +55,33 @@ def wrong_placement(placement: Any, tiers: Iterable[str]) -> InputError:
     return InputError("policy", problem, suggest(str(placement.tier), tiers))
 
 
-def attachment_bytes(task: Task, placement: Placement) -> int:
-    """Bytes of the attachments the placement uploads."""
-    if not task.attachments:
-        return 0
-    wanted = placement.modalities
-    return sum(a.size_bytes for a in task.attachments if wanted is None or a.name in wanted)
+def attach(call: ModelCall, placement: Placement, tier: TierRuntime, held: Collection[str]) -> tuple[ModelCall, int]:
+    """The call as the tier's model sees it, and the bytes of the attachments that travel for that.
+
+    `held` names those the tier has from earlier turns: it sees them and nobody sends them again. A tier that sees no modalities
+    gets none; to place some there is an error, except where the subtask failed over to it. Raises InputError for that, and for an
+    attachment the task does not have.
+    """
+    attachments, wanted = call.task.attachments, placement.modalities
+    if wanted:
+        _check_modalities(wanted, attachments, tier, placement)
+    if not tier.sees_modalities:
+        return with_attachments(call, ()), 0
+    seen = tuple([a for a in attachments if wanted is None or a.name in wanted or a.name in held])
+    return with_attachments(call, seen), sum([a.size_bytes for a in seen if a.name not in held])
+
+
+def _check_modalities(
+    wanted: tuple[str, ...], attachments: tuple[Attachment, ...], tier: TierRuntime, placement: Placement
+) -> None:
+    names = [attachment.name for attachment in attachments]
+    for name in wanted:
+        if name not in names:
+            remedy = suggest(str(name), names) if names else "The task has no attachments"
+            raise InputError("policy", f"place() sends along {name!r}, which the task does not have", remedy)
+    if not tier.sees_modalities and tier.name == placement.tier:
+        problem = f"place() sends {', '.join(wanted)} to {tier.name!r}, whose model sees no modalities"
+        raise InputError("policy", problem, f"Send none, or set tiers.{tier.name}.multimodal: true")
 
 
 def service_marks(job: Job, answer: Completion, now: float, tells_first_token: bool) -> tuple[float, float, float]:

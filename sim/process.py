@@ -12,7 +12,7 @@ from typing import Any
 
 from simpy import Event, Interrupt, Process
 
-from sim.attempt import Plan, answer_bytes, attachment_bytes, service_marks
+from sim.attempt import Plan, answer_bytes, attach, service_marks
 from sim.job import ESCALATED
 from sim.policies.base import Observation
 from sim.records import RequestRow, SubtaskRow
@@ -39,11 +39,12 @@ class GivenUp(Exception):
 class RequestProcess:
     """State of one request under way; `run` is the SimPy process."""
 
-    __slots__ = ("arrival_s", "attempts", "home", "index", "process", "provenance", "task", "ttft_s", "world")
+    __slots__ = ("arrival_s", "attempts", "held", "home", "index", "process", "provenance", "task", "ttft_s", "world")
 
     def __init__(self, world: World, index: int, task: Task, home: int) -> None:
         self.world, self.index, self.task, self.home = world, index, task, home
         self.attempts: list[SubtaskRow] = []
+        self.held: dict[int, list[str]] = {}  # attachments that tiers have from earlier turns, where they keep them
         self.provenance = ""  # nobody has answered yet
         self.ttft_s = math.nan
         self.arrival_s = world.env.now
@@ -172,11 +173,12 @@ class RequestProcess:
             marks.append(env.now)
             if world.attempt_watchdog is not None:
                 entry = world.attempt_watchdog.watch(self.process)
+            attached_bytes = 0
+            if call.task.attachments or plan.placement.modalities:
+                call, attached_bytes = attach(call, plan.placement, tier, self.held.get(tier.index, ()))
             handle = world.backend.submit(call, tier.model_name)
             up, down = tier.routes(self.home)
-            upload_bytes = call.upload_bytes
-            if call.task.attachments:
-                upload_bytes += attachment_bytes(call.task, plan.placement)
+            upload_bytes = call.upload_bytes + attached_bytes
             if up is not None:
                 route, transfer = up, up.transfer(upload_bytes, self.index, call.position)
                 yield transfer
@@ -189,6 +191,8 @@ class RequestProcess:
             marks += service_marks(job, answer, env.now, tier.tells_first_token)
             plan.status, plan.retry_after_s = job.status, job.retry_after_s
             if job.status == OK:
+                if call.attachments and world.client.keep_attachments:
+                    self.held[tier.index] = [attachment.name for attachment in call.attachments]
                 download_bytes, tail_bytes = answer_bytes(world.stream_bytes_per_token, answer, down, job)
                 if down is not None:
                     route, transfer = down, down.transfer(tail_bytes, self.index, call.position)
@@ -236,7 +240,7 @@ class RequestProcess:
         row = _subtask_row((
             self.index, plan.call.position, plan.attempts, tier.index, job.replica, plan.status, answer.provenance, begun - plan.tool_s - plan.waited_s, backed_off - begun, plan.tool_s,
             decided - backed_off + plan.waited_s, uploaded - decided, started - uploaded, first_token - started, finished - first_token, ended - finished, ended,
-            ttft_s, job.device_s, answer.prompt_tokens, job.cached_tokens, answer.completion_tokens, upload_bytes, download_bytes, plan.reason,
+            ttft_s, job.device_s, answer.prompt_tokens, job.cached_tokens, answer.completion_tokens, upload_bytes, download_bytes, plan.reason, answer.score,
         ))  # fmt: skip
         self.attempts.append(row)
         self.world.subtask_rows.append(row)

@@ -7,6 +7,7 @@ exactly as far as it got, so latency breakdowns add up to latencies.
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ class SubtaskRow(NamedTuple):
     upload_bytes: float
     download_bytes: float
     reason: str  # why the policy chose this tier, in its own words
+    score: float = math.nan  # the grade of this answer alone; NaN where it has none
 
 
 class RequestRow(NamedTuple):

@@ -82,6 +82,9 @@ class Client(Strict):
     """Framing of one streamed token (server-sent event with a JSON chunk), bytes."""
     signal_age_s: NonNegative = 0.0
     """Policies see queues and links as they were up to this long ago: measurements are taken this often; 0 = always fresh."""
+    keep_attachments: bool = False
+    """What was sent along to a tier stays in the conversation there: later turns see it and do not send it again (false: every turn
+    sends its own, as in TMO)."""
     home_power_w: NonNegative = 0.0
     """Power of the user's device while it decides where to run a step, W."""
 

@@ -30,6 +30,8 @@ class Tier(Strict):
     """The model it serves."""
     model_name: str | None = None
     """Name under which answers were recorded; default the tier's name."""
+    multimodal: bool | None = None
+    """Whether its model takes attachments (images, clips); default: models of role llm do, those of role slm do not."""
     device: Device | None = None
     """Hardware with continuous batching."""
     endpoint: Endpoint | None = None
@@ -59,6 +61,11 @@ class Tier(Strict):
                 f"a tier needs exactly one of device, endpoint or service, found {' and '.join(given) or 'none'}"
             )
         return self
+
+    @property
+    def sees_modalities(self) -> bool:
+        """Whether its model takes attachments."""
+        return self.role == "llm" if self.multimodal is None else self.multimodal
 
 
 class BandwidthFile(Strict):

@@ -40,7 +40,7 @@ def tier_views(scenario: Scenario, rates: dict[str, TierRates[float]]) -> tuple[
     return tuple(
         TierView(
             name, tier.role, tier.model_name or name, tier.model.quality, rates[name].input_usd_per_token,
-            rates[name].cached_input_usd_per_token, rates[name].output_usd_per_token,
+            rates[name].cached_input_usd_per_token, rates[name].output_usd_per_token, tier.sees_modalities,
         )
         for name, tier in scenario.tiers.items()
     )  # fmt: skip
@@ -90,7 +90,7 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         device_s = nominal_service_s(spec, roofline, call.prompt_tokens, completion_tokens) if roofline else 0.0
         charges = charge(
             rates[tier], scenario.pricing.other, prompt_tokens=call.prompt_tokens, cached_tokens=0,
-            completion_tokens=completion_tokens, upload_bytes=call.upload_bytes,
+            completion_tokens=completion_tokens, upload_bytes=call.upload_bytes + sum(a.size_bytes for a in call.attachments or ()),
             download_bytes=spec.model.bytes_per_token * completion_tokens, device_s=device_s, served=1.0,
         )  # fmt: skip
         return float(charges.total_usd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from simpy import Environment
 
@@ -32,17 +32,19 @@ class TierRuntime:
     """A tier's fleet and its routes, one pair per home (one pair in all where homes share their links)."""
 
     __slots__ = (
-        "_draws", "_exponential", "_mean_s", "_measured", "_routes", "fall_backs", "fleet", "index", "model_name", "name", "roofline", "spec",
-        "tells_first_token",
+        "_draws", "_exponential", "_keeps_attachments", "_mean_s", "_measured", "_routes", "fall_backs", "fleet", "index", "model_name", "name",
+        "roofline", "sees_modalities", "spec", "tells_first_token",
     )  # fmt: skip
 
     def __init__(
         self, index: int, name: str, spec: Tier, fleet: Fleet, routes: list[tuple[Route | None, Route | None]],
-        draws: CommonDraws, roofline: StepModel | None, *, measured: bool,
+        draws: CommonDraws, roofline: StepModel | None, *, measured: bool, keeps_attachments: bool = False,
     ) -> None:  # fmt: skip
         self.index, self.name, self.spec, self.fleet, self._routes = index, name, spec, fleet, routes
         self.model_name = spec.model_name or name
         self.roofline = roofline
+        self.sees_modalities = spec.sees_modalities
+        self._keeps_attachments = keeps_attachments
         # A server that is given its service times, measured or drawn, does not know when the first token comes.
         self.tells_first_token = spec.service is None and not (measured and spec.device is not None)
         self.fall_backs: tuple[TierRuntime, ...] = ()
@@ -62,10 +64,17 @@ class TierRuntime:
         return self._routes
 
     def job(self, answer: Completion, call: ModelCall, request: int) -> Job:
-        """The work an answer is for this tier's servers."""
+        """The work an answer is for this tier's servers.
+
+        Attachments that are sent anew with every turn lead the prompt: what was processed of the conversation is of use again only
+        with the same ones. Those that a tier keeps stay where they came up.
+        """
+        conversation: Hashable = request
+        if call.attachments and not self._keeps_attachments:
+            conversation = (request, *[attachment.name for attachment in call.attachments])
         return Job(
             answer.prompt_tokens, answer.completion_tokens, request, call.position,
-            self._service_s(answer, request, call.position), call.prefix_blocks,
+            self._service_s(answer, request, call.position), call.prefix_blocks, conversation=conversation,
         )  # fmt: skip
 
     def nominal_service_s(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -145,8 +154,9 @@ def build_tiers(env: Environment, scenario: Scenario, seed: int, links: Links) -
         )
         draws = CommonDraws(seed, f"service/{name}")
         tiers[name] = TierRuntime(
-            index, name, spec, fleet, links.routes(scenario.route(name)), draws, roofline, measured=measured
-        )
+            index, name, spec, fleet, links.routes(scenario.route(name)), draws, roofline, measured=measured,
+            keeps_attachments=scenario.client.keep_attachments,
+        )  # fmt: skip
     for tier in tiers.values():
         tier.fall_backs = tuple(other for other in tiers.values() if other is not tier)
     return tiers

@@ -160,6 +160,7 @@ def _attempt(
         "device_s": 0.0 if large else phases["decode_s"] / 4, "prompt_tokens": 300 + 150 * position, "cached_tokens": 150 * position,
         "completion_tokens": 0 if rejected else 80, "upload_bytes": 3000.0, "download_bytes": 800.0,
         "reason": f"score {rng.random():.2f} {'above' if large else 'below'} 0.50",
+        "score": math.nan,
     }  # fmt: skip
     return tuple(values[column] for column in SUBTASK_COLUMNS)
 

@@ -190,7 +190,8 @@ def test_attachments_go_along_as_placed() -> None:
     uploads = []
     for wanted in (None, (), ("back",), ("front", "back")):
         placement = Placement("edge", modalities=wanted)
-        records = run(scenario(EDGE_ONLY), [task(attachments=pictures)], placing(placement))
+        world = scenario({"edge": slots(multimodal=True)})
+        records = run(world, [task(attachments=pictures)], placing(placement))
         uploads.append(rows(records.subtasks)[0]["upload_bytes"] - 500_000)
     assert uploads == [1_250_000, 0, 250_000, 1_250_000]
 

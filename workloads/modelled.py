@@ -143,7 +143,9 @@ class ModelledWorkload:
         prompt_tokens, position, small_share, tool_s = task.prompt_tokens, 0, 0.0, 0.0
         for weight, tool_tokens, extra in zip(latent.weights, latent.tool_tokens, latent.extra, strict=True):
             upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
-            done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, latent.prefix_blocks))
+            done = yield _call(
+                (task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, latent.prefix_blocks, None)
+            )
             tool_s = self._sizes.tool_s
             position += 1
             prompt_tokens += done.completion_tokens + tool_tokens
@@ -151,7 +153,7 @@ class ModelledWorkload:
             small_share += weight * smallness
             if extra and smallness > 0.5:
                 upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
-                done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, ()))
+                done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, (), None))
                 position += 1
                 prompt_tokens += done.completion_tokens
         # A hair of slack: weights sum to 1 only up to rounding.

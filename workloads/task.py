@@ -56,6 +56,8 @@ class ModelCall(NamedTuple):
     `position` counts subtasks from 0. `upload_bytes` is the conversation's payload without attachments, whose
     bytes depend on which of them the placement uploads. `tool_s` is the time the agent's own tool ran just before
     this call. `prefix_blocks` are content hashes of the prompt's leading blocks, where a trace carries them.
+    `attachments` are those the model gets to see, whose tokens are in `prompt_tokens` then (`with_attachments`); None as long as
+    nobody has placed the call.
     """
 
     task: Task
@@ -66,6 +68,13 @@ class ModelCall(NamedTuple):
     tool_s: float = 0.0
     max_tokens: int = 1024
     prefix_blocks: tuple[int, ...] = ()
+    attachments: tuple[Attachment, ...] | None = None
+
+
+def with_attachments(call: ModelCall, attached: tuple[Attachment, ...]) -> ModelCall:
+    """A call that was not placed yet, as a model sees it that gets these attachments: their tokens join the prompt."""
+    tokens = call.prompt_tokens + sum(attachment.tokens for attachment in attached)
+    return call._replace(attachments=attached, prompt_tokens=tokens)
 
 
 class Completion(NamedTuple):
