@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import add
 
 from simpy import Environment, Event
 
-from sim.cost import TierRates, charge, decision_charge
+from sim.cost import Charges, TierRates, charge, decision_charge
 from sim.network import Route
 from sim.profiles import PriceProfile
 from sim.records import SubtaskRow
@@ -48,14 +49,23 @@ class LiveSignals:
         """What an attempt has drawn: device and radio energy."""
         return self._charged(attempt)[1]
 
+    def charges(self, attempt: SubtaskRow) -> Charges[float]:
+        """The bill of an attempt, item by item, with what its decision drew."""
+        service, decision = self._bills(attempt)
+        return Charges(*map(add, service, decision)) if attempt.decision_s else service
+
     def _charged(self, row: SubtaskRow) -> tuple[float, float]:
-        charges = charge(
+        service, decision = self._bills(row)
+        return float(service.total_usd + decision.total_usd), float(service.energy_j + decision.energy_j)
+
+    def _bills(self, row: SubtaskRow) -> tuple[Charges[float], Charges[float]]:
+        """(service and transfer, decision)."""
+        service = charge(
             self._rates[row.tier], self._prices, prompt_tokens=row.prompt_tokens, cached_tokens=row.cached_tokens,
             completion_tokens=row.completion_tokens, upload_bytes=row.upload_bytes, download_bytes=row.download_bytes,
             device_s=row.device_s, served=row.prefill_s > 0 or row.status in ("ok", "escalated"),
         )  # fmt: skip
-        decision = decision_charge(row.decision_s, self._home_power_w, self._prices)
-        return float(charges.total_usd + decision.total_usd), float(charges.energy_j + decision.energy_j)
+        return service, decision_charge(row.decision_s, self._home_power_w, self._prices)
 
 
 class SampledSignals(LiveSignals):

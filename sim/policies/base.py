@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from simpy import Event
 
+from sim.cost import Charges
 from sim.profiles import NonNegative, Strict
 from sim.records import RequestRow, SubtaskRow
 from workloads.agent import Agent
@@ -77,6 +78,10 @@ class Signals(Protocol):
 
     def energy_j(self, attempt: SubtaskRow) -> float:
         """What an attempt has drawn: device and radio energy."""
+        ...
+
+    def charges(self, attempt: SubtaskRow) -> Charges[float]:
+        """The bill of an attempt, item by item."""
         ...
 
 

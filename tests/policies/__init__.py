@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from sim.cost import Charges
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
 from sim.records import SubtaskRow
 from workloads.agent import conversation_agent
@@ -44,6 +45,9 @@ class IdleSignals:
 
     def energy_j(self, attempt: SubtaskRow) -> float:
         return 0.5 * attempt.completion_tokens
+
+    def charges(self, attempt: SubtaskRow) -> Charges[float]:
+        return Charges(0.0, 0.0, self.cost_usd(attempt), 0.0, 0.0, 0.0, 0.0, self.energy_j(attempt), 0.0)
 
 
 class Forbidden:
