@@ -15,6 +15,7 @@ from sim.profiles import Name, NonNegative, Positive, PriceProfile, Prices, Stri
 from sim.scenario_serving import Inference, LocalNodes, ServedModel, UpstreamApi
 from sim.scenario_workload import (
     Arrivals,
+    Dialogues,
     Gsm8kTasks,
     HotpotQaTasks,
     InterCode,
@@ -32,6 +33,7 @@ __all__ = [
     "Arrivals",
     "BandwidthFile",
     "Client",
+    "Dialogues",
     "Fault",
     "Gsm8kTasks",
     "HotpotQaTasks",

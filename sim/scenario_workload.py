@@ -151,11 +151,55 @@ class HotpotQaTasks(Strict):
     """How an answer is graded, after SQuAD's normalisation."""
 
 
+class Dialogues(Strict):
+    """Generated dialogues with modalities, whose answers have a known truth (workloads/tasks/dialogues.py)."""
+
+    kind: Literal["dialogues"]
+    split: Literal["train", "test"] = "test"
+    """Dialogues of two splits are drawn apart: learn on the first, judge on the second. Every scenario seed draws new ones."""
+    modalities: Annotated[int, Field(ge=0, le=16)] = 3
+    """Modalities (images, clips, logs) that could go along with each turn."""
+    kinds: Annotated[int, Field(ge=1, le=64)] = 4
+    """Task categories; the first four are TMO's."""
+    turns: Annotated[tuple[Annotated[int, Field(ge=1, le=16)], ...], Field(min_length=1)] = (2, 3, 4, 5)
+    """How many turns a dialogue has, drawn evenly from these."""
+    domains: Annotated[tuple[Literal["kitchen", "workshop", "clinic", "farm", "warehouse", "classroom"], ...], Field(min_length=1)] = (
+        "kitchen", "workshop", "clinic", "farm", "warehouse", "classroom",
+    )  # fmt: skip
+    """Places of work, drawn evenly from these."""
+    size_scale: Positive = 1.0
+    """Factor on the bytes of all attachments."""
+    association_error: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Standard deviation of the association scores, which policies see, around the true needs, which they do not."""
+    memory: Share = 0.5
+    """What it is worth that a modality was seen earlier in the dialogue, as a share of seeing it now."""
+    fade: Share = 0.03
+    """What the weakest model loses per turn that came before."""
+    distraction: Share = 0.1
+    """What it costs to send everything along with a question that needs nothing."""
+    switch: Share = 0.03
+    """What it costs that another model answered the turn before."""
+    noise: Share = 0.6
+    """Largest deviation of a turn's score from its mean, as a share of the way to 0 or 1."""
+    distinct_tasks: Count = 10_000
+    """Most different dialogues drawn; more requests repeat them in a new random order."""
+    training_dialogues: Annotated[int, Field(ge=0)] = 400
+    """Dialogues of the other split that policies may learn from before the run."""
+
+
 class Workload(Strict):
     """What is asked, how often, by whom."""
 
     tasks: Annotated[
-        Modelled | RouteLLM | InterCode | TokenTrace | RecordedTasks | PairTasks | Gsm8kTasks | HotpotQaTasks,
+        Modelled
+        | RouteLLM
+        | InterCode
+        | TokenTrace
+        | RecordedTasks
+        | PairTasks
+        | Gsm8kTasks
+        | HotpotQaTasks
+        | Dialogues,
         Field(discriminator="kind"),
     ]
     """Where tasks and answers come from."""

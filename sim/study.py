@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sim.cost import TierRates, TokenPrices, charge, tier_rates, token_prices
+from sim.nominal import mean_latency_s, nominal_service_s
 from sim.policies.base import Study, TierView
 from sim.roofline import Roofline
 from sim.scenario import Scenario, Tier
@@ -67,18 +68,6 @@ def roofline_of(tier: Tier) -> StepModel | None:
     )  # fmt: skip
 
 
-def nominal_service_s(tier: Tier, roofline: StepModel | None, prompt_tokens: int, completion_tokens: int) -> float:
-    """Prefill and decode seconds of one call alone on an idle server, with median endpoint latencies."""
-    decode_steps = max(0, completion_tokens - 1)
-    if roofline is not None:
-        return roofline.prefill_s(prompt_tokens) + roofline.decode_span_s(1, prompt_tokens, decode_steps)
-    if tier.endpoint is not None:
-        api = tier.endpoint
-        return api.ttft_median_s + api.prefill_s_per_token * prompt_tokens + decode_steps / api.tokens_per_s_median
-    assert tier.service is not None
-    return tier.service.mean_s
-
-
 def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
     """The workload as policies may study it beforehand."""
     rates = rates_of(scenario)
@@ -95,9 +84,13 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         )  # fmt: skip
         return float(charges.total_usd)
 
+    def expected_latency_s(call: ModelCall, tier: str, completion_tokens: int) -> float:
+        return mean_latency_s(scenario, tier, rooflines[tier], call, completion_tokens)
+
     study = Study(
-        workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd
-    )
+        workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd,
+        expected_latency_s=expected_latency_s,
+    )  # fmt: skip
     if workload.training is None:
         return study
     return study._replace(training=study._replace(tasks=workload.training.tasks, backend=workload.training.backend))

@@ -13,11 +13,12 @@ from sim.draws import CommonDraws, component_rng
 from sim.endpoint import CloudEndpoint, LogNormal
 from sim.fleet import Fleet
 from sim.network import Link, Route
+from sim.nominal import nominal_service_s
 from sim.prompt_cache import PromptCache
 from sim.scenario import BandwidthFile, LinkSpec, Scenario, Service, Tier
 from sim.server import Job, Server, SlotServer
 from sim.step_model import StepModel
-from sim.study import nominal_service_s, roofline_of
+from sim.study import roofline_of
 from workloads.bandwidth import BandwidthTrace
 from workloads.errors import InputError
 from workloads.task import Completion, ModelCall

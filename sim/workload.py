@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sim.answers import TrainingSet, of_our_models, read_isthmus, recorded_answers, replaying, training_set
+from sim.dialogue_workload import dialogue_workload
 from sim.draws import component_rng
 from sim.loading import data_path
 from sim.scenario import TEXT_TASKS, Arrivals, BandwidthFile, InterCode, Modelled, RecordedTasks, RouteLLM, Scenario
@@ -59,6 +60,10 @@ def build_workload(
         tasks = _modelled(scenario, seed, scenario_path)
         world = ModelledWorkload(_qualities(scenario), _token_model(scenario))
         return BuiltWorkload(tasks, _in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
+    if kind == "dialogues":
+        drawn = dialogue_workload(scenario, seed)
+        requests = _in_order(drawn.tasks, spec.requests, seed, shuffle=False)
+        return BuiltWorkload(drawn.tasks, requests, drawn.agent, drawn.backend, arrival_s, drawn.training)
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
         requests = _in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
@@ -103,7 +108,7 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
                 recorded_answers(scenario, tasks, scenario_path)
         with at("inference", "training"):
             training_set(scenario, tasks, scenario_path)
-    elif spec.tasks.kind not in ("modelled", "trace"):
+    elif spec.tasks.kind not in ("modelled", "trace", "dialogues"):
         with at("workload", "tasks"):
             _recorded(scenario, scenario_path)
     for number, link in enumerate(scenario.links):

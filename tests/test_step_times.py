@@ -13,11 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sim.batching import BatchingServer
+from sim.nominal import nominal_service_s
 from sim.profiles import StepTimesProfile
 from sim.roofline import attention_pairs
 from sim.server import CANCELLED, CRASHED, OK, Job
 from sim.step_times import StepTimes
-from sim.study import nominal_service_s, roofline_of
+from sim.study import roofline_of
 from tests.batching_reference import Call, Reference
 from tests.helpers import load_text
 from tests.server_cases import random_life

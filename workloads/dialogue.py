@@ -90,8 +90,8 @@ def turn_of(call: ModelCall) -> Turn:
 def dialogue_agent(bytes_per_token: float = 4.0, max_tokens: int = 1024) -> Agent:
     """An agent that asks turn after turn, each with the conversation so far; a request's score is the mean of its turns'.
 
-    Sizes are those of the text alone; what attachments add depends on where they are sent. An answer without text (a modelled one)
-    counts with `bytes_per_token` for each of its tokens. A turn that nobody graded counts as 0.
+    Sizes are those of the text alone; what attachments add depends on where they are sent. An answer joins the conversation with the
+    bytes it came with and the tokens it has. A turn that nobody graded counts as 0.
     """
     if not bytes_per_token > 0:
         raise InputError("dialogue agent: bytes_per_token", f"found {bytes_per_token}", "Give a positive number")
@@ -107,8 +107,7 @@ def dialogue_agent(bytes_per_token: float = 4.0, max_tokens: int = 1024) -> Agen
             tokens += max(1, round(asked_bytes / bytes_per_token))
             done = yield ModelCall(task, position, messages, tokens, size_bytes, max_tokens=max_tokens)
             messages += (Message("assistant", done.text),)
-            said_bytes = len(done.text.encode()) or round(done.completion_tokens * bytes_per_token)
-            size_bytes += said_bytes + _MESSAGE_BYTES
+            size_bytes += max(0, done.download_bytes - FRAMING_BYTES) + _MESSAGE_BYTES
             tokens += done.completion_tokens
             scores.append(done.score if done.score == done.score else 0.0)
         return Outcome(math.fsum(scores) / len(scores), done.text)

@@ -132,6 +132,8 @@ class Study(NamedTuple):
     """(call, tier, completion tokens) -> nominal cost of the subtask there, without queueing or failures."""
     training: Study | None = None
     """Other requests, answered under every placement, where the scenario names a recording of them: nobody is judged on these."""
+    expected_latency_s: Callable[[ModelCall, str, int], float] | None = None
+    """(call, tier, completion tokens) -> mean seconds of the subtask there, without queueing or failures; None where nobody knows."""
 
 
 class PolicyOptions(Strict):
