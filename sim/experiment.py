@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from sim.assignments import add_to_summary, wrong_assignments
 from sim.cells import Cell, run_cell
 from sim.live_cells import run_live_cells
 from sim.loading import LoadedScenario
@@ -119,14 +120,12 @@ def _served(scenario: Scenario) -> list[Any]:
 
 
 def _finish(loaded: LoadedScenario, store: RunStore, requests: dict[str, Any], wall_s: float, kept: int) -> Finished:
-    from sim.report import write_report  # matplotlib is slow to import and only needed here
+    from sim.report import family_policies, write_report  # matplotlib is slow to import and only needed here
 
     scenario = loaded.scenario
     measured = with_shares(requests, scenario.workload.warmup_requests)
     summary = summarise(measured)
     frontier = frontiers(measured, np.random.default_rng(_BOOTSTRAP_SEED))
-    manifest = store.manifest(loaded, wall_s, kept)
-    store.finish(loaded, summary, frontier, manifest)
     tables = RunTables(
         measured,
         store.subtasks,
@@ -134,7 +133,12 @@ def _finish(loaded: LoadedScenario, store: RunStore, requests: dict[str, Any], w
         tuple(tier.role for tier in scenario.tiers.values()),
         _slots(scenario),
     )
-    report = write_report(store.folder, tables, summary, dict(frontier), scenario, manifest)
+    policies = family_policies(scenario)
+    wrong = wrong_assignments(tables, summary, policies)
+    add_to_summary(summary, policies, wrong)
+    manifest = store.manifest(loaded, wall_s, kept)
+    store.finish(loaded, summary, frontier, manifest, wrong)
+    report = write_report(store.folder, tables, summary, dict(frontier), scenario, manifest, wrong)
     return Finished(store.folder, summary, frontier, report)
 
 

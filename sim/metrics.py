@@ -30,10 +30,13 @@ MEANS = {
     "energy_j": "energy_j",
     "carbon_g": "carbon_g",
     "subtasks": "subtasks",
+    "decision_share": "decision_share",
+    "decision_j": "decision_j",
 }
 """Summary field -> column whose mean it is."""
 QUANTILES = {"latency_p50_s": ("latency_s", 0.5), "latency_p95_s": ("latency_s", 0.95), "ttft_p50_s": ("ttft_s", 0.5)}
 FRONTIER_METRICS = ("apgr", "cpt50", "cpt80", "aiq", "hypervolume", "oracle_gap_closed")
+_SHARES = ("accuracy", "slm_usage", "llm_share", "completion_rate", "decision_share")
 _RESAMPLES = 300
 _PURE = ("all-slm", "all-llm")
 """The two ends of every frontier; a single point has no curve of its own."""
@@ -45,6 +48,7 @@ def with_shares(requests: Columns, warmup_requests: int = 0) -> dict[str, npt.ND
     steps = columns["subtasks"].astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         columns["slm_usage"] = columns["slm_subtasks"] / steps  # NaN where no subtask was ever served
+        columns["decision_share"] = columns["decision_s"] / columns["latency_s"]  # of a request's own latency
     columns["llm_share"] = 1.0 - columns["slm_usage"]
     columns["completed"] = (columns["status"] == "completed").astype(float)
     return columns
@@ -64,7 +68,7 @@ def _summary_row(rows: Columns) -> dict[str, Any]:
     for field, column in MEANS.items():
         known = ~np.isnan(rows[column].astype(float))
         interval = cluster_interval(rows[column][known].astype(float), rows["task_id"][known], rows["seed"][known])
-        bounded = field in ("accuracy", "slm_usage", "llm_share", "completion_rate")
+        bounded = field in _SHARES
         if field == "completion_rate" and interval.lo == interval.hi:
             # None (or all) of n requests failed: that no more than a few in n do is all one can say.
             interval = proportion_interval(int(rows[column].sum()), len(rows[column]))

@@ -10,7 +10,7 @@ import base64
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from sim.loading import dump_yaml
 from sim.report_tables import (
     METRICS_EXPLAINED,
     NOT_DEPLOYABLE,
+    assignment_table,
     frontier_table,
     ledger_table,
     provenance_badge,
@@ -67,17 +68,19 @@ def write_report(
     frontier: Mapping[str, Mapping[str, Mapping[str, Any]]],
     scenario: Scenario,
     manifest: Mapping[str, Any],
+    wrong: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `figures/*.png`, `figures/*.svg` and `report.html` into `out_dir`, each atomically; returns the report's path.
 
     `summary` has one row per variant and policy, `frontier` metrics by variant and family. Of `manifest` the entries
     `run_id`, `created`, `isthmus`, `python`, `packages` and `wall_s` stand at the top where they exist; all of it at the end.
+    `wrong` are the wrong assignments of a run with an oracle (sim/assignments.py).
     """
     if not summary:
         raise ValueError("a report needs at least one row of summary")
     families = Families(summary, family_policies(scenario))
     shown = [_embedded(picture, out_dir) for picture in pictures(tables, summary, families)]
-    page = _page(summary, frontier, scenario, manifest, families, shown)
+    page = _page(summary, frontier, wrong, scenario, manifest, families, shown)
     path = out_dir / "report.html"
     partial = out_dir / f".report.{os.getpid()}.html"
     partial.write_text(page, encoding="utf-8")
@@ -206,6 +209,7 @@ def _embedded(picture: Picture, out_dir: Path) -> dict[str, Any]:
 def _page(
     summary: list[dict[str, Any]],
     frontier: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    wrong: Sequence[Mapping[str, Any]],
     scenario: Scenario,
     manifest: Mapping[str, Any],
     families: Families,
@@ -225,9 +229,15 @@ def _page(
         figures=figures,
         summary_tables=[(v, summary_table(summary, families, v, money)) for v in variants],
         frontier_tables=[(v, table) for v, table in frontier_tables if table.rows],
+        assignment_tables=[
+            (v, assignment_table(wrong, families, summary, v))
+            for v in variants
+            if any(row["variant"] == v for row in wrong)
+        ],
         ledger_tables=[(v, ledger_table(summary, families, v, money)) for v in variants],
         summary_caption=_captions("Results per policy", variants, money),
         frontier_caption=_captions("Metrics per family of policies", variants, None),
+        assignment_caption=_captions("Subtasks placed elsewhere than by an oracle", variants, None),
         ledger_caption=_captions("Mean cost per request by item", variants, money),
         terms=METRICS_EXPLAINED,
         NOT_DEPLOYABLE=NOT_DEPLOYABLE,

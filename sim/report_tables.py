@@ -49,6 +49,7 @@ class Column(NamedTuple):
 
 
 NOT_DEPLOYABLE = "not deployable"
+_NOT_ALWAYS = ("energy_j", "carbon_g", "decision_share", "decision_j", "wrong")
 
 
 def summary_columns(summary: Summary, money: Unit) -> list[Column]:
@@ -56,6 +57,7 @@ def summary_columns(summary: Summary, money: Unit) -> list[Column]:
     seconds = Unit(1.0, "s")
     energy = _readable(summary, "energy_j", (Unit(1e-3, "kJ"), Unit(1.0, "J"), Unit(1e3, "mJ")))
     carbon = _readable(summary, "carbon_g", (Unit(1e-3, "kg"), Unit(1.0, "g"), Unit(1e3, "mg"), Unit(1e6, "µg")))
+    deciding = _readable(summary, "decision_j", (Unit(1.0, "J"), Unit(1e3, "mJ")))
     return [
         Column("accuracy", "Accuracy", _PERCENT),
         Column("slm_usage", "SLM usage", _PERCENT),
@@ -66,6 +68,9 @@ def summary_columns(summary: Summary, money: Unit) -> list[Column]:
         Column("completion_rate", "Completed", _PERCENT),
         Column("energy_j", "Energy", energy),
         Column("carbon_g", "Carbon", carbon),
+        Column("decision_share", "Decisions' share of latency", _PERCENT),
+        Column("decision_j", "Energy of decisions", deciding),
+        Column("wrong", "Wrong assignments", _PERCENT),
     ]
 
 
@@ -119,11 +124,12 @@ METRICS_EXPLAINED = (
 
 
 def summary_table(summary: Summary, families: Families, variant: str, money: Unit) -> Table:
-    """One row per policy of a variant; energy and carbon only where a scenario counts them."""
+    """One row per policy of a variant; energy, carbon, decisions and wrong assignments only where there are any."""
     rows = of_variant(summary, variant)
-    columns = summary_columns(summary, money)
     columns = [
-        c for c in columns if c.key not in ("energy_j", "carbon_g") or np.nan_to_num(numbers(summary, c.key)).any()
+        column
+        for column in summary_columns(summary, money)
+        if column.key not in _NOT_ALWAYS or np.nan_to_num(numbers(summary, column.key)).any()
     ]
     notes = [NOT_DEPLOYABLE if families.is_oracle(str(row["family"])) else "" for row in rows]
     return _table("Policy", columns, rows, [str(row["policy"]) for row in rows], notes)
@@ -137,6 +143,30 @@ def frontier_table(metrics: Mapping[str, Mapping[str, Any]], families: Families)
     names = [name for name in names if any(math.isfinite(number(metrics[name], c.key)) for c in frontier_columns())]
     notes = [NOT_DEPLOYABLE if name in families.names and families.is_oracle(name) else "" for name in names]
     return _table("Family", frontier_columns(), [metrics[name] for name in names], names, notes)
+
+
+def assignment_table(wrong: Sequence[Mapping[str, Any]], families: Families, summary: Summary, variant: str) -> Table:
+    """How often each policy of a variant places a subtask elsewhere than the oracles do; the split is against the first of them."""
+    entries = [row for row in wrong if row["variant"] == variant]
+    main = next((str(row["wrong_against"]) for row in of_variant(summary, variant) if row.get("wrong_against")), "")
+    others = [oracle for oracle in dict.fromkeys(str(row["oracle"]) for row in entries) if oracle != main]
+    columns = [
+        Column("wrong", f"Other than {main}", _PERCENT),
+        Column("wrong_small", "wrongly small", _PERCENT),
+        Column("wrong_large", "wrongly large", _PERCENT),
+        Column("compared", "Subtasks compared", Unit(1.0, "")),
+        *(Column(f"wrong {oracle}", f"Other than {oracle}", _PERCENT) for oracle in others),
+    ]
+    rows = [row for row in of_variant(summary, variant) if any(entry["policy"] == row["policy"] for entry in entries)]
+    cells: dict[str, dict[str, Any]] = {str(row["policy"]): {} for row in rows}
+    for entry in entries:
+        own = cells[str(entry["policy"])]
+        if entry["oracle"] == main:
+            own.update(entry)
+        else:
+            own.update({f"wrong {entry['oracle']}{end}": entry[f"wrong{end}"] for end in ("", "_lo", "_hi")})
+    notes = [NOT_DEPLOYABLE if families.is_oracle(str(row["family"])) else "" for row in rows]
+    return _table("Policy", columns, list(cells.values()), list(cells), notes)
 
 
 def ledger_table(summary: Summary, families: Families, variant: str, money: Unit) -> Table:

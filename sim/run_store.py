@@ -83,12 +83,15 @@ class RunStore:
         summary: list[dict[str, Any]],
         frontier: Mapping[str, Any],
         manifest: Mapping[str, Any],
+        wrong: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Write the small files and point `latest` here."""
         write_text(self.folder / "scenario.yaml", dump_yaml(loaded.scenario.model_dump()))
         write_text(self.folder / "summary.json", _json(summary))
         _write_csv(self.folder / "summary.csv", summary)
         write_text(self.folder / "frontier.json", _json(frontier))
+        if wrong:
+            write_text(self.folder / "assignments.json", _json(wrong))
         write_text(self.folder / "manifest.json", _json(manifest))
         _point(self.folder.parent / "latest", self.run_id)
 

@@ -136,7 +136,7 @@ def collect(scenario: Scenario, simulation: Simulation) -> Records:
     latency_s = requests["end_s"] - requests["arrival_s"]
     completed = requests["status"] == "completed"
     requests["latency_s"] = latency_s
-    for item in (*LEDGER_ITEMS, "energy_j", "carbon_g"):
+    for item in (*LEDGER_ITEMS, "energy_j", "carbon_g", "decision_s", "decision_j"):
         requests[item] = np.bincount(subtasks["request"], subtasks[item], minlength=len(latency_s))
     requests["sla_usd"] = sla_penalties(latency_s, completed, scenario.sla.deadline_s, scenario.sla.penalty_usd)
     requests["total_usd"] = sum(requests[item] for item in LEDGER_ITEMS) + requests["sla_usd"]
@@ -144,7 +144,11 @@ def collect(scenario: Scenario, simulation: Simulation) -> Records:
 
 
 def _charge_decisions(scenario: Scenario, subtasks: dict[str, Any]) -> None:
-    """The user's device works while it decides: energy, its price and its carbon go to the decided subtask."""
+    """The user's device works while it decides: energy, its price and its carbon go to the decided subtask.
+
+    What of the energy that is, is a column of its own, `decision_j`.
+    """
     charges = decision_charge(subtasks["decision_s"], scenario.client.home_power_w, scenario.pricing.other)
+    subtasks["decision_j"] = charges.energy_j
     for item in ("energy_j", "carbon_g", "energy_usd", "carbon_usd", "total_usd"):
         subtasks[item] = subtasks[item] + getattr(charges, item)

@@ -20,20 +20,20 @@ READERS = (
     "rtt_matrix", "engine_latency",
 )  # fmt: skip
 _SOURCE_CHARACTERS = 110
+_HEADINGS = ("knob", "accuracy %", "SLM %", "m$/req.", "p50 s", "p95 s", "done %")
 
 
 def summary_table(summary: Sequence[Mapping[str, Any]]) -> Table:
     """One line per policy, under its variant where there are several. Accuracy with the half width of its interval.
 
-    All other intervals are in summary.json.
+    With an oracle in the run, also the share of subtasks placed otherwise than by it. All other intervals are in summary.json.
     """
-    table = Table(
-        box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, caption=_provenance(summary)
-    )
+    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False, caption=_caption(summary))
     several = len({row["variant"] for row in summary}) > 1
     shown = None
     table.add_column("policy", overflow="fold")
-    for heading in ("knob", "accuracy %", "SLM %", "m$/request", "p50 s", "p95 s", "done %"):
+    against = next((row["wrong_against"] for row in summary if row.get("wrong_against")), None)
+    for heading in (*_HEADINGS, *(("wrong %",) if against else ())):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary:
         if several and row["variant"] != shown:
@@ -44,7 +44,7 @@ def summary_table(summary: Sequence[Mapping[str, Any]]) -> Table:
             str(row["family"]), "" if row["knob"] is None else f"{row['knob']:g}", _accuracy(row),
             _number(row["slm_usage"], 1, 100), _number(row["cost_usd"], 3, 1000),
             _number(row["latency_p50_s"], 2), _number(row["latency_p95_s"], 2),
-            _number(row["completion_rate"], 1, 100),
+            _number(row["completion_rate"], 1, 100), *([_number(row["wrong"], 1, 100)] if against else []),
         ]  # fmt: skip
         add_plain_row(table, *cells)
     return table
@@ -63,6 +63,13 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, digits: int, factor: float = 1.0) -> str:
     return "-" if value is None else f"{value * factor:.{digits}f}"
+
+
+def _caption(summary: Sequence[Mapping[str, Any]]) -> str:
+    """Where the answers come from, and which oracle placements are compared with."""
+    oracles = dict.fromkeys(str(row["wrong_against"]) for row in summary if row.get("wrong_against"))
+    wrong = f"\nwrong: placed otherwise than by {', '.join(oracles)}" if oracles else ""
+    return _provenance(summary) + wrong
 
 
 def _provenance(summary: Sequence[Mapping[str, Any]]) -> str:

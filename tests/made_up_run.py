@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from sim.assignments import add_to_summary, wrong_assignments
 from sim.cost import LEDGER_ITEMS
 from sim.figures.families import Families
 from sim.figures.phases import PHASES
@@ -55,6 +56,7 @@ class Run(NamedTuple):
     frontier: dict[str, Any]
     scenario: Scenario
     manifest: dict[str, Any]
+    wrong: list[dict[str, Any]]
 
     @property
     def policies(self) -> dict[str, str]:
@@ -94,7 +96,10 @@ def make_run(
         "wall_s": 12.3, "seeds": list(seeds),
     }  # fmt: skip
     frontier = {variant: {family: _metrics(i) for i, family in enumerate(families)} for variant in variants}
-    return Run(tables, summary, frontier, scenario.model_copy(update={"name": name}), manifest)
+    behind = family_policies(scenario)
+    wrong = wrong_assignments(tables, summary, behind)
+    add_to_summary(summary, behind, wrong)
+    return Run(tables, summary, frontier, scenario.model_copy(update={"name": name}), manifest, wrong)
 
 
 def _cell(policy: Policy, seed: int, requests: int, slowness: float) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -177,8 +182,9 @@ def _bill(requests: dict[str, Any], subtasks: dict[str, Any]) -> None:
         subtasks[item] = values + np.zeros(len(large))
     subtasks["energy_j"] = subtasks["device_s"] * 60
     subtasks["carbon_g"] = subtasks["energy_j"] / 3.6e6 * 400
+    subtasks["decision_j"] = subtasks["decision_s"] * 5
     subtasks["total_usd"] = sum(subtasks[item] for item in LEDGER_ITEMS)
-    for column in (*LEDGER_ITEMS, "energy_j", "carbon_g"):
+    for column in (*LEDGER_ITEMS, "energy_j", "carbon_g", "decision_s", "decision_j"):
         requests[column] = np.bincount(subtasks["request"], subtasks[column], minlength=len(requests["request"]))
     requests["latency_s"] = requests["end_s"] - requests["arrival_s"]
     requests["sla_usd"] = np.where(requests["status"] == "completed", 0.0, 0.005)
@@ -193,6 +199,7 @@ def _summary_row(tables: RunTables, variant: str, policy: Policy) -> dict[str, A
     means = {
         "accuracy": own["score"], "slm_usage": usage, "cost_usd": own["total_usd"], "latency_mean_s": own["latency_s"], "llm_share": 1 - usage,
         "completion_rate": (own["status"] == "completed") * 1.0, "energy_j": own["energy_j"], "carbon_g": own["carbon_g"],
+        "decision_share": own["decision_s"] / own["latency_s"], "decision_j": own["decision_j"],
     }  # fmt: skip
     intervals = {key: cluster_interval(values, own["task_id"], own["seed"]) for key, values in means.items()}
     for key, column, q in (

@@ -119,9 +119,10 @@ def test_items_add_up_and_requests_are_sums_of_their_subtasks(tmp_path: Path) ->
     subtasks, requests = written(run_built(priced_world(), MIXED), tmp_path)
     for row in subtasks:
         assert row["total_usd"] == pytest.approx(sum(row[name] for name in ITEMS), rel=1e-9)
+        assert row["decision_j"] == pytest.approx(7 * row["decision_s"])
     for row in requests:
         own = [attempt for attempt in subtasks if attempt["request"] == row["request"]]
-        for name in (*ITEMS, "energy_j", "carbon_g"):
+        for name in (*ITEMS, "energy_j", "carbon_g", "decision_s", "decision_j"):
             assert row[name] == pytest.approx(sum(attempt[name] for attempt in own), rel=1e-9)
         assert row["total_usd"] == pytest.approx(sum(row[name] for name in ITEMS) + row["sla_usd"], rel=1e-9)
 

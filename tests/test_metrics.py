@@ -16,7 +16,7 @@ from sim.statistics import cluster_interval
 BLANK: dict[str, Any] = {
     "variant": "base", "policy": "all-slm", "family": "all-slm", "knob": math.nan, "seed": 1, "request": 0, "task_id": "t0",
     "status": "completed", "score": 1.0, "latency_s": 1.0, "ttft_s": 0.5, "subtasks": 4, "slm_subtasks": 4, "total_usd": 0.01,
-    "sla_usd": 0.0, "energy_j": 2.0, "carbon_g": 0.1, "provenance": "exact", **dict.fromkeys(LEDGER_ITEMS, 0.001),
+    "sla_usd": 0.0, "energy_j": 2.0, "carbon_g": 0.1, "decision_s": 0.05, "decision_j": 0.2, "provenance": "exact", **dict.fromkeys(LEDGER_ITEMS, 0.001),
 }  # fmt: skip
 
 
@@ -105,6 +105,20 @@ def test_a_policy_whose_requests_all_failed() -> None:
     for field in ("slm_usage", "llm_share", "ttft_p50_s"):
         assert row[field] is row[f"{field}_lo"] is row[f"{field}_hi"] is None
     assert (row["accuracy"], row["completion_rate"], row["cost_usd"]) == (0.0, 0.0, pytest.approx(0.01))
+
+
+def test_what_deciding_takes() -> None:
+    """0.1 of 1 s, none of 2 s, 1 of 4 s: a ninth of a request's latency on average, with an interval, and the mean of the joules."""
+    seconds = ((0.1, 1.0), (0.0, 2.0), (1.0, 4.0))
+    (row,) = summary_of(
+        *(
+            {"request": i, "task_id": f"t{i}", "decision_s": took, "latency_s": of, "decision_j": 3.0 * took}
+            for i, (took, of) in enumerate(seconds)
+        )
+    )
+    assert row["decision_share"] == pytest.approx((0.1 + 0.0 + 0.25) / 3)
+    assert row["decision_share_lo"] == 0.0 < row["decision_share"] < row["decision_share_hi"]
+    assert row["decision_j"] == pytest.approx(1.1)
 
 
 def test_one_request_has_no_interval() -> None:

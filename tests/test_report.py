@@ -15,6 +15,7 @@ from sim.figures.families import Families
 from sim.figures.style import Unit, money_unit
 from sim.report import write_report
 from sim.report_tables import (
+    assignment_table,
     column_decimals,
     fixed,
     frontier_table,
@@ -61,7 +62,7 @@ class Page(HTMLParser):
 
 def write(run: Run, folder: Path) -> Path:
     """Write a run's report."""
-    return write_report(folder, run.tables, run.summary, run.frontier, run.scenario, run.manifest)
+    return write_report(folder, run.tables, run.summary, run.frontier, run.scenario, run.manifest, run.wrong)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_numbers_of_the_summary_are_in_the_table(run: Run, page: Page) -> None:
         expected = f"{row['accuracy'] * 100:.1f}{interval}".replace("0.00", "00")
         own = [text for text in rows if text.strip().startswith(row["policy"])]
         assert any(expected in text for text in own), (row["policy"], expected)
-    assert len([caption for caption in page.texts["caption"] if "link=4g" in caption]) == 3
+    assert len([caption for caption in page.texts["caption"] if "link=4g" in caption]) == 3  # the run has no oracle
 
 
 def test_run_and_inputs_are_named(run: Run, page: Page) -> None:
@@ -238,6 +239,26 @@ def test_oracles_are_marked_in_every_table(run: Run) -> None:
             row.name for row in table.rows if row.name.startswith("oracle")
         }
         assert all(len(row.cells) == len(table.head) for row in table.rows)
+
+
+def test_wrong_assignments_are_a_section_of_their_own(tmp_path: Path) -> None:
+    """With an oracle the report has the shares against each of its points, split for the nearest to HERA's, and what they leave out."""
+    full = make_run(seeds=(1,), requests=30)
+    page = Page(write(full, tmp_path).read_text(encoding="utf-8"))
+    assert "Wrong assignments" in page.texts["h2"]
+    assert any("share a number and no text" in text for text in page.texts["p"])
+    table = assignment_table(full.wrong, Families(full.summary, full.policies), full.summary, "base")
+    main = "oracle-cost accuracy_share=0.9"
+    assert table.head[0] == (f"Other than {main}", "%")
+    assert len(table.head) == 4 + 3  # the split, the count, and three other points of the oracle
+    assert [row.name for row in table.rows] == [row["policy"] for row in full.summary]
+    for row, summary in zip(table.rows, full.summary, strict=True):
+        whole, small, large = (cell.text for cell in row.cells[:3])
+        if row.name == main:
+            assert whole == small == large == "–"
+        else:
+            assert float(small) + float(large) == pytest.approx(float(whole), abs=0.11)
+            assert whole == f"{100 * summary['wrong']:.1f}"
 
 
 def test_ledger_items_add_up_to_the_total(run: Run) -> None:
