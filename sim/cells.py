@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sim.cost import TokenPrices
 from sim.loading import LoadedScenario
 from sim.policies import build_policy, policy_class
+from sim.policies.base import PolicyOptions
 from sim.records import Records, RequestRow
 from sim.scenario import PolicySpec, Scenario
+from sim.scenario_serving import ServedModel
 from sim.simulation import Simulation, finish, prepare
 from sim.study import price_of, rates_of, tier_views
 from sim.workload import At, build_workload, check_files, load_trace, no_place
@@ -67,7 +70,9 @@ def expand_cells(loaded: LoadedScenario) -> list[Cell]:
         scenario, source = variant.scenario, variant.source
         for tier in scenario.tiers:  # an unknown price name is an input error now, not after an hour
             with source.at("tiers", tier, "model", "price_name"):
-                price_of(scenario, tier)
+                price = price_of(scenario, tier)
+            with source.at("tiers", tier, "serve", "upstream", "max_usd"):
+                _check_limit(scenario.tiers[tier].serve, price)
         check_files(scenario, loaded.path, source.at)
         policies = list(expand_policies(scenario, loaded.path.parent, source.at))
         if len(cells) + len(policies) * len(scenario.seeds) > MOST_CELLS:
@@ -76,6 +81,21 @@ def expand_cells(loaded: LoadedScenario) -> list[Cell]:
         for policy, seed in itertools.product(policies, scenario.seeds):
             cells.append(Cell(len(cells), variant.label, scenario, loaded.path, policy, seed))
     return cells
+
+
+def _check_limit(served: ServedModel | None, price: TokenPrices) -> None:
+    """Raise InputError for a limit on dollars that no call could ever come nearer to."""
+    upstream = served.upstream if served is not None else None
+    if upstream is None or upstream.max_usd is None:
+        return
+    usd = price.input_usd * 1e6, price.output_usd * 1e6
+    if upstream.input_usd_per_mtok is not None and upstream.output_usd_per_mtok is not None:
+        usd = upstream.input_usd_per_mtok, upstream.output_usd_per_mtok
+    if not all(usd):
+        prices = f"input {usd[0]:g}, output {usd[1]:g} USD per million tokens"
+        problem = f"a limit on dollars without prices ({prices}) would never be reached"
+        remedy = "Set input_usd_per_mtok and output_usd_per_mtok to what the API asks, or leave max_usd out"
+        raise InputError("field max_usd", problem, remedy)
 
 
 def expand_policies(scenario: Scenario, base_dir: Path, at: At = no_place) -> Iterator[PolicyVariant]:
@@ -108,10 +128,16 @@ def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in chosen.items()
         )
         options = {**spec.options, **chosen}
-        default = kind.Options.model_fields[kind.knob].default if kind.knob else None
-        knob = options.get(kind.knob, default) if kind.knob else next(iter(chosen.values()), None)
-        number = float(knob) if isinstance(knob, int | float) else math.nan
+        number = _knob(kind.Options, kind.knob, chosen, options)
         yield PolicyVariant(f"{family}({shown})" if shown else family, family, spec.policy, options, number)
+
+
+def _knob(known: type[PolicyOptions], knob: str | None, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> float:
+    """The number that tells a family's policies apart: its knob's, unless only other options are swept; then the first of those."""
+    swept = next(iter(chosen.values()), None)
+    if knob is not None and (knob in chosen or not isinstance(swept, int | float)):
+        swept = options.get(knob, known.model_fields[knob].default)
+    return float(swept) if isinstance(swept, int | float) else math.nan
 
 
 def _takes_list(kind: Any, option: str) -> bool:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sim.cells import expand_cells, run_cell
+from sim.cells import expand_cells, expand_policies, run_cell
 from sim.experiment import _run_cells, run_experiment
 from sim.loading import LoadedScenario
 from sim.metrics import frontiers, summarise, with_shares
 from sim.records import read_columns, to_arrow, write_parquet
 from sim.run_store import RunStore
-from tests.helpers import file_hashes, load_text
+from tests.helpers import SWEEP, file_hashes, load_text
 from workloads.errors import InputError, IsthmusError
 
 SCENARIO = """
@@ -211,6 +211,23 @@ def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert np.sum(subtasks["status"] == "ok") == table["subtasks"][rows].sum()
     with pytest.raises(KeyError):
         store.subtasks("homes=3", "random(p=0.3)", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "knobs"),
+    [
+        ("tau_request: [0.5, 0.7]", [0.5, 0.7]),
+        ("kappa: [0.8, 0.9]", [0.8, 0.9]),
+        ("tau_request: [0.5, 0.7], kappa: [0.8, 0.9]", [0.8, 0.9, 0.8, 0.9]),
+        ("components: [urc, sse], kappa: 0.9", [0.9, 0.9]),
+        ("estimators: perfect", [0.6]),
+    ],
+)
+def test_the_knob_is_what_is_swept(tmp_path: Path, options: str, knobs: list[float]) -> None:
+    """A family's number is its policy's knob, unless another number is swept and the knob is not."""
+    loaded = load_text(tmp_path, SWEEP.replace("  - all-slm\n", f"  - {{policy: hera, {options}}}\n"))
+    found = [policy.knob for policy in expand_policies(loaded.scenario, tmp_path) if policy.family == "hera"]
+    assert found == knobs
 
 
 def test_a_table_without_rows_survives_its_file(tmp_path: Path) -> None:
