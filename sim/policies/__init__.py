@@ -25,6 +25,8 @@ from sim.policies.cascade import FrugalCascade, Minions
 from sim.policies.hera.policy import Hera
 from sim.policies.learned import EmbeddingRouter, NearestNeighbours
 from sim.policies.oracle import OracleCost, OracleSlmUsage
+from sim.policies.tmo.baselines import CloudAction, FixedAction, LocalAction, RandomAction
+from sim.policies.tmo.learners import ActionTable, Greedy, LinUcb, Thompson
 from sim.policies.trained import HybridLlm, MatrixFactorisation, SimilarityWeighted
 from workloads.errors import InputError, suggest
 
@@ -44,6 +46,14 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "minions": Minions,
     "frugal-cascade": FrugalCascade,
     "hera": Hera,
+    "tmo-random": RandomAction,
+    "tmo-local": LocalAction,
+    "tmo-cloud": CloudAction,
+    "tmo-fixed": FixedAction,
+    "tmo-table": ActionTable,
+    "tmo-greedy": Greedy,
+    "tmo-linucb": LinUcb,
+    "tmo-thompson": Thompson,
 }
 
 

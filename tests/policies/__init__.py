@@ -14,13 +14,24 @@ from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPoli
 from sim.records import SubtaskRow
 from workloads.agent import conversation_agent
 from workloads.backend import InferenceBackend, ScriptedBackend
+from workloads.dialogue import dialogue_agent
+from workloads.dialogue_truth import DialogueBackend
 from workloads.modelled import ModelledWorkload, TokenModel, modelled_tasks
-from workloads.task import Attachment, Completion, ModelCall, Task
+from workloads.task import Attachment, Completion, ModelCall, Task, with_attachments
+from workloads.tasks.dialogues import DialogueSpec, dialogue_tasks
 
 TIERS = (TierView("edge", "slm", "tiny", 0.0), TierView("cloud", "llm", "huge", 1.0, 1e-6, 1e-7, 4e-6))
 
-TRAINED = {"hybrid-llm", "similarity-weighted", "matrix-factorisation", "frugal-cascade", "hera"}
-"""These learn from the text of other requests; without any they cannot be prepared."""
+TRAINED = {
+    "hybrid-llm",
+    "similarity-weighted",
+    "matrix-factorisation",
+    "frugal-cascade",
+    "hera",
+    "tmo-table",
+    "tmo-greedy",
+}
+"""These learn from other requests; without any they cannot be prepared."""
 
 Decisions = Mapping[tuple[int, int], Placement]
 """What a policy answered, by (request, position)."""
@@ -102,6 +113,17 @@ def text_study(count: int = 24) -> Study:
     return study_of(tasks, conversation_agent(), ScriptedBackend(answer))
 
 
+def dialogue_study(count: int = 24, seed: int = 3, spec: DialogueSpec | None = None) -> Study:
+    """Generated dialogues, and others of the kind to learn from."""
+    backend = DialogueBackend({"tiny": 0.0, "huge": 1.0}, frozenset({"huge"}))
+    own, others = (
+        list(dialogue_tasks(count, np.random.default_rng([seed, number]), spec, name))
+        for number, name in enumerate(("own", "other"))
+    )
+    study = study_of(own, dialogue_agent(), backend, seed)
+    return study._replace(training=study._replace(tasks=others))
+
+
 def observation(
     call: ModelCall, request: int = 0, tiers: tuple[TierView, ...] = TIERS, attempts: Sequence[SubtaskRow] = ()
 ) -> Observation:
@@ -133,7 +155,12 @@ def decisions(
             placement = placed(policy, observation(call._replace(task=shown), request, attempts=tuple(attempts)))
             assert placement.tier in model_of, f"{placement.tier!r} is not a tier"
             made[request, call.position] = placement
-            completion = study.backend.submit(call, model_of[placement.tier]).result()
+            sent = call
+            if placement.modalities is not None and task.attachments:
+                names = [attachment.name for attachment in task.attachments]
+                assert set(placement.modalities) <= set(names), f"{placement.modalities!r} are not all attachments"
+                sent = with_attachments(call, tuple(a for a in task.attachments if a.name in placement.modalities))
+            completion = study.backend.submit(sent, model_of[placement.tier]).result()
             attempts.append(_row(request, call, placement.tier, completion))
             try:
                 call = run.send(completion)

@@ -11,9 +11,11 @@ import pytest
 from sim.policies import POLICIES
 from sim.policies.base import Observation, Placement, RoutingPolicy, Study
 from tests.conftest import ROOT
-from tests.policies import TRAINED, check_decisions, check_options, modelled_study, text_study
+from tests.policies import TRAINED, check_decisions, check_options, dialogue_study, modelled_study, text_study
 
-READS_TEXT = {"embedding-router", "nearest-neighbours", *TRAINED}
+TMO = {name for name in POLICIES if name.startswith("tmo-")}
+"""These choose what goes along with the turns of a dialogue."""
+READS_TEXT = {"embedding-router", "nearest-neighbours", *TRAINED} - TMO
 """These load a sentence encoder where tasks have text."""
 
 
@@ -31,7 +33,10 @@ CASES = [
         marks=[pytest.mark.slow] if name in READS_TEXT and study is not modelled_study else [],
     )
     for name in POLICIES
-    for study in ((trained_study,) if name in TRAINED else (modelled_study, text_study))
+    for study in (
+        *((trained_study,) if name in TRAINED else (modelled_study, text_study)),
+        *((dialogue_study,) if name in TMO else ()),
+    )
 ]
 
 
