@@ -99,21 +99,24 @@ def fit(
 def profile(
     scenario: ScenarioFile,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the tables.")] = Path("results/profile"),
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for profiles.")] = Path("results/profile"),
     threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.7,
 ) -> None:
-    """Profile a scenario's training requests as HERA does: what either model does with every subtask, and how alike that is."""
-    from sim.loading import load_scenario
-    from sim.profiling import profile_scenario, profile_tables, write_profile
+    """Profile a scenario's training requests as HERA does: what either model does with every subtask, and how alike that is.
 
-    console = Console(stderr=True)
+    Tables, figures and a summary go to DIR/<scenario>/<id>/; the same profile is not made twice.
+    """
+    from sim.loading import load_scenario
+    from sim.profiling_run import profile_scenario, summary_tables
+
     loaded = load_scenario(scenario, settings or [])
-    with console.status("profiling"):
-        profiled = profile_scenario(loaded, threshold)
-    write_profile(profiled, out)
-    for table in profile_tables(profiled, threshold):
+    with Console(stderr=True).status("profiling; the first time every text is embedded, a thousand requests a minute"):
+        finished = profile_scenario(loaded, threshold, out)
+    for table in summary_tables(finished.tables, threshold):
         Console().print(table)
-    typer.echo(f"tables: {out}")
+    if finished.kept:
+        typer.echo("made before and kept")
+    typer.echo(f"tables:  {finished.folder}\nfigures: {finished.folder / 'figures'}")
 
 
 @commands.command()
@@ -140,7 +143,7 @@ def estimators(
     loaded = load_scenario(scenario, settings or [])
     with step_progress(Console(stderr=True)) as progress:
         card = train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, out, progress)
-    typer.echo(f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {card.seconds:.0f} s)")
+    typer.echo(f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {sum(card.seconds.values()):.0f} s)")
 
 
 @commands.command("list")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,19 @@ from sim.policies.base import Study
 from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.outlook import ROLES
 from sim.policies.hera.policy import Hera, HeraOptions
+from sim.policies.hera.predictions import as_steps, with_goal
 from sim.policies.hera.profile import Profile, profile_of
 from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.trained import CARD, Card, PredictedOutlook, load_models, read_card
-from sim.policies.hera.training import Plan, distance_rows, prediction, request_rows, train_estimators
+from sim.policies.hera.training import (
+    Plan,
+    Progress,
+    distance_rows,
+    part_rows,
+    prediction,
+    request_rows,
+    train_estimators,
+)
 from sim.study import study_of
 from sim.workload import build_workload
 from tests.conftest import ROOT
@@ -24,7 +35,9 @@ from tests.policies import decisions
 from workloads.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PLAN = Plan(PACKAGED_ENCODER, "pair/slm", encoder_epochs=1, decoder_epochs=2)
+PLAN = Plan(PACKAGED_ENCODER, "pair/slm", request_epochs=1, distance_epochs=1, decoder_epochs=2, most_distances=100)
+
+SIMILARITY = EmbeddingSimilarity(PACKAGED_ENCODER)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +53,7 @@ def study() -> Study:
 def profile(study: Study) -> Profile:
     """Of the twenty."""
     assert study.training is not None
-    return profile_of(study.training, EmbeddingSimilarity(PACKAGED_ENCODER), 0.7)
+    return profile_of(study.training, SIMILARITY, 0.7)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +66,8 @@ def folder(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_targets_are_what_the_trees_say(profile: Profile) -> None:
     """URC's target is the similarity as a probability, DP's one class, SP's the recorded step with the tool's reply."""
-    for row, learned in zip(request_rows(profile), profile.requests, strict=True):
-        assert row.target == pytest.approx((max(0.0, learned.similarity), 1 - max(0.0, learned.similarity)), abs=1e-6)
+    for row, learned in zip(request_rows(profile, 0.7), profile.requests, strict=True):
+        assert row.target == ((1.0, 0.0) if learned.similarity > 0.7 else (0.0, 1.0))
     assert all(sum(row.target) == 1.0 for row in distance_rows(profile.subtasks))
     first = profile.subtasks[0]
     step, reply = prediction(first.outlook.node, profile.models[1])
@@ -63,8 +76,53 @@ def test_targets_are_what_the_trees_say(profile: Profile) -> None:
     assert reply == (after.node.call.messages[-1].content if after else "")
 
 
+def test_decompositions_are_the_small_models_way_to_the_large_ones_step(profile: Profile) -> None:
+    """Each row asks for the large model's step; what is to be written leads there by the small model's own steps, or is nothing."""
+
+    def similar(first: str, second: str) -> bool:
+        return SIMILARITY(first, second) > 0.7
+
+    by_asked = {with_goal(row.outlook.node.call.messages, row.large_output): row for row in profile.subtasks}
+    rows = part_rows(profile.subtasks, profile.models[0])
+    ways = 0
+    for asked, text in rows:
+        row, steps = by_asked[asked], as_steps(text)
+        assert not similar(row.small_output, row.large_output)
+        assert len(steps) == (0 if row.distance == math.inf else row.distance + 1)
+        if steps:
+            ways += 1
+            assert steps[0].step == row.small_output
+            assert similar(steps[-1].step, row.large_output)
+    assert 0 < ways < len(rows)
+
+
+def test_an_interrupted_training_goes_on(profile: Profile, tmp_path: Path) -> None:
+    """What was trained before is not trained again; another plan begins anew."""
+    begun = list[str]()
+
+    def interrupted(name: str, steps: int) -> Callable[[], None]:
+        begun.append(name)
+        if name == "request":
+            raise KeyboardInterrupt
+        return lambda: None
+
+    def train(plan: Plan, progress: Progress) -> None:
+        train_estimators(profile, PACKAGED_ENCODER, 0.7, plan, tmp_path / "out", progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(PLAN, interrupted)
+    assert begun == ["small", "large", "parts", "request"]
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyboardInterrupt):
+        train(PLAN, interrupted)
+    assert begun[4:] == ["request"]
+    with pytest.raises(KeyboardInterrupt):
+        train(PLAN._replace(seed=2), interrupted)
+    assert begun[5:] == ["small", "large", "parts", "request"]
+
+
 def test_training_lowers_the_loss_and_leaves_a_card(folder: Path, profile: Profile) -> None:
-    """Four estimators in safetensors, small, with a card."""
+    """Five estimators in safetensors, small, with a card."""
     card = read_card(folder)
     assert (card.models, card.families, card.requests) == (profile.models, ("hops", "sums"), 20)
     for role in ROLES:

@@ -6,6 +6,7 @@ thread of the CPU, so that the same training gives the same weights.
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +25,9 @@ PACKAGED_DECODERS = {
     f"pair/{name}": Path(__file__).parents[3] / "serve" / "pair" / "weights" / name for name in ("slm", "llm")
 }
 """Decoders that ship with Isthmus."""
-SEPARATOR = " ?"
-"""Between a predicted step and what the environment is predicted to answer; steps hold no question mark."""
 _RANK = 8
-_BATCH = 64
+ENCODER_BATCH, DECODER_BATCH = 32, 64
 OnStep = Callable[[], None]
-
-
-class Prediction(NamedTuple):
-    """A predicted step and the environment's answer to it; empty where the request ends with the step."""
-
-    step: str
-    reply: str
 
 
 class ScoredText(NamedTuple):
@@ -106,10 +98,15 @@ def minimise(
     parameters: Sequence[Any], rows: Sequence[Any], length: Callable[[Any], int], size: int, loss_of: Callable[[Sequence[Any]], Any],
     epochs: int, rate: float, seed: int, on_step: OnStep,
 ) -> list[float]:  # fmt: skip
-    """AdamW over batches of `size` rows of like length, on one thread; returns the mean loss of each epoch."""
+    """AdamW over batches of `size` rows of like length, on one thread; returns the mean loss of each epoch.
+
+    The rate falls linearly from `rate` to a tenth of it.
+    """
     import torch
 
     optimiser = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate)
+    steps = epochs * math.ceil(len(rows) / size)
+    falling = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, total_iters=steps)
     order, losses = random.Random(seed), list[float]()
     with one_thread():
         for _ in range(epochs):
@@ -119,6 +116,7 @@ def minimise(
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
+                falling.step()
                 total += float(loss.detach()) * len(batch)
                 on_step()
             losses.append(round(total / len(rows), 4))
@@ -126,7 +124,7 @@ def minimise(
 
 
 class TextClassifier:
-    """An encoder, mean pooling and a linear head: P(class | text, position). `folder` is where a trained one lies."""
+    """An encoder, mean pooling and a linear head that sees position and length too: P(class | text, position). `folder` is where a trained one lies."""
 
     def __init__(self, encoder: str, classes: int, folder: Path | None = None, seed: int = 0) -> None:
         import torch
@@ -134,7 +132,7 @@ class TextClassifier:
         torch.manual_seed(seed)
         base, self._tokenizer = load_base("AutoModel", encoder)
         self.model = with_adapter(base, folder)
-        self.head = torch.nn.Linear(base.config.hidden_size + 1, classes)
+        self.head = torch.nn.Linear(base.config.hidden_size + 2, classes)
         if folder is not None:
             from safetensors.torch import load_file
 
@@ -151,7 +149,9 @@ class TextClassifier:
 
         parameters = [*self.model.parameters(), *self.head.parameters()]
         self.model.train()
-        losses = minimise(parameters, rows, lambda row: len(row.text), 32, loss_of, epochs, rate, seed, on_step)
+        losses = minimise(
+            parameters, rows, lambda row: len(row.text), ENCODER_BATCH, loss_of, epochs, rate, seed, on_step
+        )
         self.model.eval()
         return losses
 
@@ -164,8 +164,11 @@ class TextClassifier:
         hidden = self.model(**tokens).last_hidden_state
         mask = tokens["attention_mask"][..., None].float()
         pooled = (hidden * mask).sum(1) / mask.sum(1)
-        positions = torch.tensor([[position / 10.0] for _, position in asked])
-        return self.head(torch.cat([pooled, positions], 1))
+        sizes = [
+            [position / 10.0, math.log(count / 30.0)]
+            for (_, position), count in zip(asked, mask.sum((1, 2)).tolist(), strict=True)
+        ]
+        return self.head(torch.cat([pooled, torch.tensor(sizes)], 1))
 
     def know(self, asked: Sequence[tuple[str, int]]) -> None:
         """Work many out at once, which is several times as fast as one by one."""
@@ -174,8 +177,8 @@ class TextClassifier:
         fresh = sorted(set(asked) - self._known.keys(), key=lambda one: (len(one[0]), one))
         self.model.eval()
         with one_thread(), torch.inference_mode():
-            for start in range(0, len(fresh), _BATCH):
-                part = fresh[start : start + _BATCH]
+            for start in range(0, len(fresh), DECODER_BATCH):
+                part = fresh[start : start + DECODER_BATCH]
                 shares = torch.softmax(self._odds(part), 1).numpy().astype(float)
                 self._known.update(zip(part, np.round(shares, 5), strict=True))
 
@@ -192,8 +195,8 @@ class TextClassifier:
         save_file(self.head.state_dict(), folder / "head.safetensors")
 
 
-class StepPredictor:
-    """A decoder that writes a conversation's next step and what the environment will answer. `folder`: where a trained one lies."""
+class Writer:
+    """A decoder that continues a conversation with a text. `folder`: where a trained one lies."""
 
     def __init__(self, decoder: str, folder: Path | None = None, seed: int = 0, max_tokens: int = 80) -> None:
         import torch
@@ -203,17 +206,20 @@ class StepPredictor:
         self._tokenizer.padding_side = "left"
         self.model = with_adapter(base, folder)
         self._max_tokens = max_tokens
-        self._known: dict[tuple[Message, ...], Prediction] = {}
+        self._known: dict[tuple[Message, ...], str] = {}
 
     def fit(
-        self, rows: Sequence[tuple[tuple[Message, ...], Prediction]], epochs: int, rate: float, seed: int, on_step: OnStep
-    ) -> list[float]:  # fmt: skip
-        """Minimise the cross-entropy of the predictions' tokens with AdamW; returns the mean loss of each epoch."""
-        encoded = [self._encoded(messages, prediction) for messages, prediction in rows]
+        self, rows: Sequence[tuple[tuple[Message, ...], str]], epochs: int, rate: float, seed: int, on_step: OnStep
+    ) -> list[float]:
+        """Minimise the cross-entropy of the texts' tokens with AdamW; returns the mean loss of each epoch."""
+        encoded = [self._encoded(messages, text) for messages, text in rows]
         parameters = list(self.model.parameters())
         self.model.train()
-        losses = minimise(parameters, encoded, lambda row: len(row[0]), _BATCH, self._loss, epochs, rate, seed, on_step)
+        losses = minimise(
+            parameters, encoded, lambda row: len(row[0]), DECODER_BATCH, self._loss, epochs, rate, seed, on_step
+        )
         self.model.eval()
+        self._known.clear()
         return losses
 
     def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
@@ -222,15 +228,11 @@ class StepPredictor:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _encoded(self, messages: tuple[Message, ...], prediction: Prediction) -> tuple[list[int], int]:
-        """Ids of conversation and prediction, and how many of them are the conversation's."""
+    def _encoded(self, messages: tuple[Message, ...], text: str) -> tuple[list[int], int]:
+        """Ids of conversation and text, and how many of them are the conversation's."""
         prompt = self._prompt(messages)
-        said = f" {prediction.step}{SEPARATOR} {prediction.reply}".rstrip()
-        return [
-            *prompt,
-            *self._tokenizer(said, add_special_tokens=False)["input_ids"],
-            self._tokenizer.eos_token_id,
-        ], len(prompt)
+        written = self._tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        return [*prompt, *written, self._tokenizer.eos_token_id], len(prompt)
 
     def _loss(self, batch: Sequence[tuple[list[int], int]]) -> Any:
         import torch
@@ -244,27 +246,26 @@ class StepPredictor:
         return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
     def know(self, conversations: Sequence[tuple[Message, ...]]) -> None:
-        """Predict for many conversations at once, which is many times as fast as one by one."""
+        """Write for many conversations at once, which is many times as fast as one by one."""
         import torch
 
         prompts = {messages: self._prompt(messages) for messages in conversations if messages not in self._known}
         fresh = sorted(prompts, key=lambda messages: (len(prompts[messages]), messages))
         with one_thread(), torch.inference_mode():
-            for start in range(0, len(fresh), _BATCH):
-                part = fresh[start : start + _BATCH]
+            for start in range(0, len(fresh), DECODER_BATCH):
+                part = fresh[start : start + DECODER_BATCH]
                 self._known.update(zip(part, self._generated([prompts[messages] for messages in part]), strict=True))
 
-    def _generated(self, prompts: list[list[int]]) -> list[Prediction]:
+    def _generated(self, prompts: list[list[int]]) -> list[str]:
         batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
         found = self.model.generate(
             **batch, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
-        )  # fmt: skip
+        )
         texts = self._tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        parts = [text.partition(SEPARATOR) for text in texts]
-        return [Prediction(step.strip(), reply.strip()) for step, _, reply in parts]
+        return [text.strip() for text in texts]
 
-    def __call__(self, messages: tuple[Message, ...]) -> Prediction:
-        """The predicted step after this conversation."""
+    def __call__(self, messages: tuple[Message, ...]) -> str:
+        """What is written after this conversation."""
         if messages not in self._known:
             self.know([messages])
         return self._known[messages]

@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 
 from sim.policies.base import Study
-from sim.policies.hera.adapters import StepPredictor, TextClassifier
-from sim.policies.hera.estimators import Similar, small_steps
+from sim.policies.hera.adapters import TextClassifier, Writer
+from sim.policies.hera.estimators import Similar
 from sim.policies.hera.outlook import ROLES, Outlook, Role
+from sim.policies.hera.predictions import Prediction, after_steps, as_steps, with_goal
 from sim.policies.hera.profile import MOST_EXTRA
 from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.trees import grow_trees, subtask_text, two_models
@@ -20,6 +21,10 @@ from workloads.errors import InputError, suggest
 from workloads.task import Message, ModelCall, Task
 
 CARD = "hera.json"
+FOLDERS = ("request", "distance", "small", "large", "parts")
+"""URC, DP, SP_SLM, SP_LLM and SD, as they lie in the folder of estimators."""
+PARTS_TOKENS = 160
+"""The longest decomposition that is written."""
 DISTANCES = (*map(float, range(MOST_EXTRA + 1)), math.inf)
 """DP's classes."""
 PACKAGED = {"pair": Path(__file__).parent / "weights" / "pair"}
@@ -38,7 +43,7 @@ class Card:
     threshold: float
     requests: int
     seed: int
-    seconds: float
+    seconds: dict[str, float]
     losses: dict[str, list[float]]
 
     def write(self, folder: Path) -> None:
@@ -61,25 +66,27 @@ def read_card(folder: Path) -> Card:
 class PredictedOutlook:
     """A conversation as it may be, with what the two predictors make of it."""
 
-    __slots__ = ("_predictors", "messages")
+    __slots__ = ("_writers", "messages")
 
-    def __init__(self, predictors: tuple[StepPredictor, StepPredictor], messages: tuple[Message, ...]) -> None:
-        self._predictors, self.messages = predictors, messages
+    def __init__(self, writers: tuple[Writer, Writer], messages: tuple[Message, ...]) -> None:
+        self._writers, self.messages = writers, messages
+
+    def _next(self, role: Role) -> Prediction:
+        return next(iter(as_steps(self._writers[ROLES.index(role)](self.messages))), Prediction("", ""))
 
     def output(self, role: Role) -> str:
         """The predicted step."""
-        return self._predictors[ROLES.index(role)](self.messages).step
+        return self._next(role).step
 
     def after(self, role: Role) -> PredictedOutlook | None:
         """The conversation with the predicted step and the environment's predicted answer; None where that ends it."""
-        step, reply = self._predictors[ROLES.index(role)](self.messages)
-        if not reply:
-            return None
-        return PredictedOutlook(self._predictors, (*self.messages, Message("assistant", step), Message("tool", reply)))
+        return next(
+            (PredictedOutlook(self._writers, said) for said in after_steps(self.messages, [self._next(role)])), None
+        )
 
 
 class Trained:
-    """URC, DP, SP_SLM and SP_LLM as trained; SD's parts are the small model's predicted finer steps."""
+    """URC, DP, SP_SLM, SP_LLM and SD as trained."""
 
     def __init__(self, name: str, similarity: EmbeddingSimilarity, *, any_family: bool, horizon: int) -> None:
         self._folder = PACKAGED.get(name, Path(name))
@@ -122,8 +129,8 @@ class Trained:
         self._models.distance.know([(subtask_text(call.messages), call.position) for call in nodes])
         seen = set(level)
         for _ in range(self._horizon):
-            for predictor in self._models.steps:
-                predictor.know(level)
+            for writer in self._models.steps:
+                writer.know(level)
             here = [PredictedOutlook(self._models.steps, messages) for messages in level]
             after = [outlook.after(role) for outlook in here for role in ROLES]
             level = list({outlook.messages for outlook in after if outlook is not None} - seen)
@@ -143,8 +150,11 @@ class Trained:
         return DISTANCES[int(self._models.distance(subtask_text(call.messages), call.position).argmax())]
 
     def parts(self, here: Outlook, similar: Similar) -> Sequence[Outlook]:
-        """The small model's predicted steps."""
-        return small_steps(here, similar)
+        """The subtasks that SD's smaller steps lead to, on the way to the large model's predicted next one."""
+        del similar
+        assert isinstance(here, PredictedOutlook)
+        steps = as_steps(self._models.decomposer(with_goal(here.messages, here.output("large"))))
+        return [PredictedOutlook(self._models.steps, messages) for messages in after_steps(here.messages, steps)]
 
 
 @dataclass(frozen=True)
@@ -153,14 +163,15 @@ class Loaded:
 
     request: TextClassifier
     distance: TextClassifier
-    steps: tuple[StepPredictor, StepPredictor]
+    steps: tuple[Writer, Writer]
+    decomposer: Writer
 
 
 @cache
 def load_models(folder: Path) -> Loaded:
     """The models of a folder, once a process: what they have predicted is shared."""
     card = read_card(folder)
-    for name in ("request", "distance", "small", "large"):
+    for name in FOLDERS:
         if not (folder / name).is_dir():
             raise InputError(
                 str(folder), f"the folder {name!r} is missing", suggest(name, [p.name for p in folder.iterdir()])
@@ -168,5 +179,6 @@ def load_models(folder: Path) -> Loaded:
     return Loaded(
         TextClassifier(card.encoder, 2, folder / "request"),
         TextClassifier(card.encoder, len(DISTANCES), folder / "distance"),
-        (StepPredictor(card.decoder, folder / "small"), StepPredictor(card.decoder, folder / "large")),
+        (Writer(card.decoder, folder / "small"), Writer(card.decoder, folder / "large")),
+        Writer(card.decoder, folder / "parts", max_tokens=PARTS_TOKENS),
     )

@@ -6,15 +6,19 @@ subtask by who runs this one, with what the environment answers. All are LoRA ad
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sim.policies.hera.adapters import Prediction, ScoredText, StepPredictor, TextClassifier, batches, load_base
+from sim.policies.hera.adapters import DECODER_BATCH, ENCODER_BATCH, ScoredText, TextClassifier, Writer, load_base
 from sim.policies.hera.outlook import ROLES, Role
+from sim.policies.hera.predictions import Prediction, as_text, with_goal
 from sim.policies.hera.profile import Profile, ProfiledSubtask
 from sim.policies.hera.trained import DISTANCES, Card
 from workloads.errors import InputError
@@ -23,56 +27,112 @@ from workloads.task import Message
 
 Progress = Callable[[str, int], Callable[[], None]]
 """(estimator, steps) -> what to call after each step."""
+WrittenRow = tuple[tuple[Message, ...], str]
+"""A conversation and what a decoder is to write after it."""
+_PLAN_FILE, _DONE_FILE = "plan.txt", "done.json"
+"""Files of a training under way: what is trained, and in an estimator's folder that it is done."""
 
 
 class Plan(NamedTuple):
-    """How much to train: epochs and peak rates of encoders and decoders, and the most subtasks to learn from."""
+    """How much to train: epochs and first rates, and the most subtasks that the decoders and DP learn from."""
 
     encoder: str
     decoder: str
-    encoder_epochs: int = 3
-    decoder_epochs: int = 6
+    request_epochs: int = 3
+    distance_epochs: int = 2
+    decoder_epochs: int = 8
     encoder_rate: float = 5e-4
     decoder_rate: float = 3e-3
-    most_subtasks: int = 6000
+    most_subtasks: int = 14000
+    most_distances: int = 2000
     seed: int = 1
+
+
+class Job(NamedTuple):
+    """One estimator to train: its folder's name, an encoder's classes (0: a decoder), rows to learn, and epochs."""
+
+    name: str
+    classes: int
+    rows: Sequence[Any]
+    epochs: int
 
 
 def train_estimators(
     profile: Profile, similarity_encoder: str, threshold: float, plan: Plan, out: Path, progress: Progress
 ) -> Card:
-    """Train all estimators and write them into `out` at once when they are done. Raises InputError for an empty profile."""
+    """Train all estimators and write them into `out` at once when all are done; texts are alike from `threshold` on.
+
+    Goes on where an interrupted training with the same plan stopped, estimator by estimator. Raises InputError for an empty profile.
+    """
     if not profile.requests or not profile.subtasks:
         raise InputError("profile", "holds nothing to learn from", "Profile some requests")
-    begun_s, losses = time.perf_counter(), dict[str, list[float]]()
     for kind, base in (("AutoModel", plan.encoder), ("AutoModelForCausalLM", plan.decoder)):
         load_base(kind, base)  # a wrong name is told before minutes of training, with nothing written
-    fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    subtasks = sample(profile.subtasks, plan.most_subtasks, plan.seed)
-    for name, rows, classes in (
-        ("request", request_rows(profile), 2),
-        ("distance", distance_rows(subtasks), len(DISTANCES)),
-    ):
-        model = TextClassifier(plan.encoder, classes, seed=plan.seed)
-        steps = plan.encoder_epochs * len(list(batches(rows, lambda row: 0, random.Random(0), 32)))
-        losses[name] = model.fit(rows, plan.encoder_epochs, plan.encoder_rate, plan.seed, progress(name, steps))
-        model.save(fresh / name)
-    for role in ROLES:
-        examples = step_rows(subtasks, role, profile.models)
-        predictor = StepPredictor(plan.decoder, seed=plan.seed)
-        steps = plan.decoder_epochs * len(list(batches(examples, lambda row: 0, random.Random(0), 64)))
-        losses[role] = predictor.fit(examples, plan.decoder_epochs, plan.decoder_rate, plan.seed, progress(role, steps))
-        predictor.save(fresh / role)
+    fresh = _unfinished(out.with_name(out.name + ".partial"), f"{plan} {threshold} {hash_of(profile)}")
+    trained = {job.name: _trained(job, plan, fresh / job.name, progress) for job in jobs(profile, threshold, plan)}
     families = tuple(sorted({row.task.family for row in profile.requests}))
     card = Card(
         profile.models, families, plan.encoder, plan.decoder, similarity_encoder, threshold, len(profile.requests), plan.seed,
-        round(time.perf_counter() - begun_s, 1), losses,
+        {name: seconds for name, (seconds, _) in trained.items()}, {name: losses for name, (_, losses) in trained.items()},
     )  # fmt: skip
     card.write(fresh)
+    for path in (fresh / _PLAN_FILE, *(fresh / name / _DONE_FILE for name in trained)):
+        path.unlink()
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
     return card
+
+
+def jobs(profile: Profile, threshold: float, plan: Plan) -> list[Job]:
+    """What is to be trained on a profile."""
+    subtasks = sample(profile.subtasks, plan.most_subtasks, plan.seed)
+    distances = distance_rows(sample(subtasks, plan.most_distances, plan.seed))
+    return [
+        *(Job(role, 0, step_rows(subtasks, role, profile.models), plan.decoder_epochs) for role in ROLES),
+        Job("parts", 0, part_rows(subtasks, profile.models[0]), plan.decoder_epochs),
+        Job("request", 2, request_rows(profile, threshold), plan.request_epochs),
+        Job("distance", len(DISTANCES), distances, plan.distance_epochs),
+    ]
+
+
+def _trained(job: Job, plan: Plan, folder: Path, progress: Progress) -> tuple[float, list[float]]:
+    """Train and save one estimator unless that is done; returns the seconds it took and its losses by epoch."""
+    done = folder / _DONE_FILE
+    if done.exists():
+        seconds, losses = json.loads(done.read_text())
+        return seconds, losses
+    begun_s = time.perf_counter()
+    batch = ENCODER_BATCH if job.classes else DECODER_BATCH
+    on_step = progress(job.name, job.epochs * math.ceil(len(job.rows) / batch))
+    if job.classes:
+        classifier = TextClassifier(plan.encoder, job.classes, seed=plan.seed)
+        losses = classifier.fit(job.rows, job.epochs, plan.encoder_rate, plan.seed, on_step)
+        classifier.save(folder)
+    else:
+        writer = Writer(plan.decoder, seed=plan.seed)
+        losses = writer.fit(job.rows, job.epochs, plan.decoder_rate, plan.seed, on_step)
+        writer.save(folder)
+    seconds = round(time.perf_counter() - begun_s, 1)
+    done.write_text(json.dumps([seconds, losses]))
+    return seconds, losses
+
+
+def _unfinished(folder: Path, plan: str) -> Path:
+    """The folder of a training under way, emptied unless it is this very one's."""
+    told = folder / _PLAN_FILE
+    if not (told.exists() and told.read_text() == plan):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        told.write_text(plan)
+    return folder
+
+
+def hash_of(profile: Profile) -> str:
+    """Identifies what is learned from."""
+    seen = hashlib.sha256(repr(profile.models).encode())
+    for row in profile.subtasks:
+        seen.update(repr((row.text, row.small_output, row.large_output, row.distance)).encode())
+    return seen.hexdigest()[:16]
 
 
 def sample(subtasks: Sequence[ProfiledSubtask], most: int, seed: int) -> list[ProfiledSubtask]:
@@ -80,9 +140,9 @@ def sample(subtasks: Sequence[ProfiledSubtask], most: int, seed: int) -> list[Pr
     return list(subtasks) if len(subtasks) <= most else random.Random(seed).sample(list(subtasks), most)
 
 
-def request_rows(profile: Profile) -> list[ScoredText]:
-    """URC: the similarity of the final outputs as the probability of 'alike'."""
-    alike = [min(1.0, max(0.0, row.similarity)) for row in profile.requests]
+def request_rows(profile: Profile, threshold: float) -> list[ScoredText]:
+    """URC: whether the final outputs are alike."""
+    alike = [float(row.similarity > threshold) for row in profile.requests]
     return [ScoredText(row.task.prompt, 0, (p, 1 - p)) for row, p in zip(profile.requests, alike, strict=True)]
 
 
@@ -94,12 +154,28 @@ def distance_rows(subtasks: Sequence[ProfiledSubtask]) -> list[ScoredText]:
     ]
 
 
-def step_rows(
-    subtasks: Sequence[ProfiledSubtask], role: Role, models: tuple[str, str]
-) -> list[tuple[tuple[Message, ...], Prediction]]:
+def step_rows(subtasks: Sequence[ProfiledSubtask], role: Role, models: tuple[str, str]) -> list[WrittenRow]:
     """SP: the conversation, what that model said and what the environment answered."""
     model = models[ROLES.index(role)]
-    return [(row.outlook.node.call.messages, prediction(row.outlook.node, model)) for row in subtasks]
+    nodes = [row.outlook.node for row in subtasks]
+    return [(node.call.messages, as_text([prediction(node, model)])) for node in nodes]
+
+
+def part_rows(subtasks: Sequence[ProfiledSubtask], small: str) -> list[WrittenRow]:
+    """SD: how the small model gets to what the large one says next, where it does not say so at once.
+
+    As many subtasks from which it does not get there are learned too, with nothing to write.
+    """
+    nowhere, found = list[WrittenRow](), list[WrittenRow]()
+    for row in subtasks:
+        node, steps = row.outlook.node, list[Prediction]()
+        while math.isfinite(row.distance) and len(steps) <= row.distance:
+            steps.append(prediction(node, small))
+            node = cast(Node, node.after[small])
+        if len(steps) != 1:
+            asked = with_goal(row.outlook.node.call.messages, row.large_output)
+            (found if steps else nowhere).append((asked, as_text(steps)))
+    return found + nowhere[: max(1, len(found))]
 
 
 def prediction(node: Node, model: str) -> Prediction:
