@@ -8,7 +8,7 @@ leave something open, the choice is an option or said beside the code.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -17,7 +17,7 @@ from pydantic import Field
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
 from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.budget import Budgets, Forecast, RunningMean, extra_usd, within
-from sim.policies.hera.estimators import Estimators, Perfect, Retrieval, Similar
+from sim.policies.hera.estimators import Estimators, Perfect, Retrieval
 from sim.policies.hera.outlook import Outlook, Role, roll
 from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.profiles import NonNegative, Positive
@@ -79,6 +79,7 @@ class HeraOptions(PolicyOptions):
 class _Request:
     """What is decided of a request: small throughout, or for so many subtasks more, and whether the one after them goes large."""
 
+    embedded: set[str] = field(default_factory=set)
     small: bool = False
     committed: int = 0
     then_large: bool = False
@@ -97,10 +98,24 @@ class _Verdict(NamedTuple):
 
 
 class _Effort:
-    """What a decision takes: texts compared and subtasks predicted."""
+    """What a decision takes: texts embedded, each once a request, and subtasks predicted."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: _Request, similarity: EmbeddingSimilarity) -> None:
+        self._embedded, self._similarity = request.embedded, similarity
+        self.kappa = math.inf
         self.embeddings = self.predictions = 0
+
+    def similar(self, first: str, second: str) -> bool:
+        """Whether two texts are alike; equal ones are without a look at them."""
+        if first != second:
+            fresh = {first, second} - self._embedded
+            self.embeddings += len(fresh)
+            self._embedded |= fresh
+        return self.alike(first, second)
+
+    def alike(self, first: str, second: str) -> bool:
+        """The same for estimators that look into recordings, which takes no time: nothing is counted."""
+        return self._similarity(first, second) > self.kappa
 
 
 class Hera(RoutingPolicy):
@@ -153,7 +168,7 @@ class Hera(RoutingPolicy):
 
     def _placed(self, seen: Observation) -> Placement:
         request = self._requests.setdefault(seen.request, _Request())
-        effort = _Effort()
+        effort = _Effort(request, self._similarity)
         if seen.call.position == 0 and "urc" in self._components:
             self._classify(request, seen.call.task, effort)
         if request.small:
@@ -198,33 +213,29 @@ class Hera(RoutingPolicy):
 
     def _decide(self, seen: Observation, effort: _Effort) -> _Verdict:
         """Step 2: the first component that finds the small model good enough decides; if none does, the large one runs."""
-        call, kappa = seen.call, self._threshold(seen)
+        call = seen.call
         here = self._estimators.outlook(call)
+        effort.kappa = self._threshold(seen)
         if here is None:
             return _Verdict(0, "no outlook")
-
-        def similar(first: str, second: str) -> bool:
-            return self._similarity(first, second) > kappa
-
         tests = {"sse": self._single, "sle": self._lookahead, "cd": self._convergence, "sd": self._decomposition}
         effort.predictions += 2
         for component, test in tests.items():
             if component in self._components:
-                verdict = test(call, here, similar, effort)
+                verdict = test(call, here, effort)
                 if verdict is not None:
                     return verdict
         return _Verdict(0, f"large {self._similarity(here.output('small'), here.output('large')):.2f}")
 
-    def _single(self, call: ModelCall, here: Outlook, similar: Similar, effort: _Effort) -> _Verdict | None:
+    def _single(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
         """SSE: both models would go on alike."""
         del call
-        effort.embeddings += 2
         small, large = here.output("small"), here.output("large")
-        return _Verdict(1, f"sse {self._similarity(small, large):.2f}") if similar(small, large) else None
+        return _Verdict(1, f"sse {self._similarity(small, large):.2f}") if effort.similar(small, large) else None
 
-    def _lookahead(self, call: ModelCall, here: Outlook, similar: Similar, effort: _Effort) -> _Verdict | None:
+    def _lookahead(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
         """SLE: after d more subtasks the small model will be where the large one's next step leads."""
-        distance = self._estimators.distance(call, here, similar)
+        distance = self._estimators.distance(call, here, effort.alike)
         effort.embeddings += 1
         if math.isinf(distance):
             return None
@@ -233,34 +244,32 @@ class Hera(RoutingPolicy):
         if len(path) < wanted:
             return None
         effort.predictions += max(0, wanted - 1)
-        effort.embeddings += 1
-        if not similar(path[-1].output("small"), here.output("large")):
+        if not effort.similar(path[-1].output("small"), here.output("large")):
             return None
         return _Verdict(round(distance) + 1, f"sle d={distance:.0f}")
 
-    def _convergence(self, call: ModelCall, here: Outlook, similar: Similar, effort: _Effort) -> _Verdict | None:
+    def _convergence(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
         """CD: both roll forward; up to the last step at which they agree everything can run small."""
         del call
         horizon = self.options.horizon
         pairs = list(zip(roll(here, "small", horizon), roll(here, "large", horizon), strict=False))
         effort.predictions += 2 * (len(pairs) - 1)
-        effort.embeddings += 2 * (len(pairs) - 1)
-        agree = [k for k, pair in enumerate(pairs) if k and similar(pair[0].output("small"), pair[1].output("large"))]
+        agree = [
+            k for k, pair in enumerate(pairs) if k and effort.similar(pair[0].output("small"), pair[1].output("large"))
+        ]
         return _Verdict(agree[-1] + 1, f"cd k={agree[-1]}") if agree else None
 
-    def _decomposition(self, call: ModelCall, here: Outlook, similar: Similar, effort: _Effort) -> _Verdict | None:
+    def _decomposition(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
         """SD: every simpler part passes the single test, so the small model runs all of them; or the leading ones that do.
 
         Running this subtask small is what brings the first part, so `m` leading parts that pass are `m + 1` small subtasks. The
         large model goes on from there its own way, which the remaining parts are not: what follows it is decided anew.
         """
         del call
-        parts = self._estimators.parts(here, similar)
-        passed = len(list(takewhile(lambda part: similar(part.output("small"), part.output("large")), parts)))
+        parts = self._estimators.parts(here, effort.alike)
+        passed = len(list(takewhile(lambda part: effort.similar(part.output("small"), part.output("large")), parts)))
         one_by_one = self.options.decomposition == "prefix"
-        looked_at = min(passed + 1, len(parts)) if one_by_one else len(parts)
-        effort.predictions += 2 * looked_at
-        effort.embeddings += 2 * looked_at
+        effort.predictions += 2 * min(passed + 1, len(parts))
         if parts and passed == len(parts):
             return _Verdict(len(parts), f"sd {len(parts)} parts")
         if one_by_one and passed:
