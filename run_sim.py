@@ -53,7 +53,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             kept = ": what is finished is kept; the same command goes on from here"
-            console.print(f"interrupted{kept if ctx.invoked_subcommand in ('run', 'record') else ''}")
+            console.print(f"interrupted{kept if ctx.invoked_subcommand in ('run', 'record', 'train') else ''}")
             raise typer.Exit(130) from None
 
 

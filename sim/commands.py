@@ -101,6 +101,7 @@ def profile(
     settings: Settings = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for profiles.")] = Path("results/profile"),
     threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.7,
+    requests: Annotated[int | None, typer.Option(min=1, help="Profile only the first so many.")] = None,
 ) -> None:
     """Profile a scenario's training requests as HERA does: what either model does with every subtask, and how alike that is.
 
@@ -111,7 +112,7 @@ def profile(
 
     loaded = load_scenario(scenario, settings or [])
     with Console(stderr=True).status("profiling; the first time every text is embedded, a thousand requests a minute"):
-        finished = profile_scenario(loaded, threshold, out)
+        finished = profile_scenario(loaded, threshold, out, requests=requests)
     for table in summary_tables(finished.tables, threshold):
         Console().print(table)
     if finished.kept:
@@ -143,7 +144,50 @@ def estimators(
     loaded = load_scenario(scenario, settings or [])
     with step_progress(Console(stderr=True)) as progress:
         card = train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, out, progress)
-    typer.echo(f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {sum(card.seconds.values()):.0f} s)")
+    typer.echo(
+        f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {sum(card.seconds.values()):.0f} s)"
+    )
+
+
+@commands.command()
+def train(
+    scenario: ScenarioFile,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the trained policy.")],
+    settings: Settings = None,
+    learner: Annotated[str, typer.Option(help="ppo, a2c or dqn.")] = "ppo",
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ITEM=VALUE", help="Most a request may spend, e.g. total_usd=0.01; or a range LOW:HIGH; repeatable."
+        ),
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="chance: P(over budget) <= tolerance; mean; zero (the authors' shaping); none.")
+    ] = "chance",
+    tolerance: Annotated[float, typer.Option(help="chance: share of requests that may go over.")] = 0.02,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A weight or range of the reward, e.g. association=0; repeatable."),
+    ] = None,
+    parts: Annotated[
+        str, typer.Option(help="What the policy sees, with commas.")
+    ] = "kind,history,position,prompt,associations,sizes,network,queues,remaining,budget",
+    most: Annotated[int | None, typer.Option(min=0, help="Most modalities that go along at a time.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Turns to learn from.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 1,
+    episodes: Annotated[int, typer.Option(min=2, help="Unseen requests to judge it on at the end.")] = 1000,
+) -> None:
+    """Train a policy that places a scenario's turns by reinforcement learning, within budgets; the policy `tmo` runs it.
+
+    An interrupted training goes on where it was: repeat the command.
+    """
+    from sim.loading import load_scenario
+    from sim.tmo.command import Wishes, card_table, train_policy
+
+    wishes = Wishes(learner, budget or (), keep, tolerance, reward or (), parts, most, steps, seed, episodes)
+    card = train_policy(load_scenario(scenario, settings or []), wishes, out, Console(stderr=True))
+    Console().print(card_table(card))
+    typer.echo(f"policy: {out} (use it as {{policy: tmo, weights: {out}}})")
 
 
 @commands.command("list")

@@ -55,25 +55,25 @@ def build_workload(
     """
     spec = scenario.workload
     kind = spec.tasks.kind
-    arrival_s = _arrival_times(spec.arrivals, spec.requests, seed, scenario_path)
+    arrival_s = arrival_times(spec.arrivals, spec.requests, seed, scenario_path)
     if kind in ("modelled", "trace"):
         tasks = _modelled(scenario, seed, scenario_path)
         world = ModelledWorkload(_qualities(scenario), _token_model(scenario))
-        return BuiltWorkload(tasks, _in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
+        return BuiltWorkload(tasks, in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
     if kind == "dialogues":
         drawn = dialogue_workload(scenario, seed)
-        requests = _in_order(drawn.tasks, spec.requests, seed, shuffle=False)
+        requests = in_order(drawn.tasks, spec.requests, seed, shuffle=False)
         return BuiltWorkload(drawn.tasks, requests, drawn.agent, drawn.backend, arrival_s, drawn.training)
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
-        requests = _in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
+        requests = in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
         answering = live or replaying(recorded_answers(scenario, asked, scenario_path))
         training = training_set(scenario, asked, scenario_path)
         return BuiltWorkload(asked, requests, agent, answering, arrival_s, training)
     recording, outcomes = _recorded(scenario, scenario_path)
     remedy = f"{RECORD_IT}, or set inference.on_miss: modelled" if outcomes else RECORD_IT
     backend = ReplayBackend(recording, outcomes if scenario.inference.on_miss == "modelled" else None, remedy)
-    requests = _in_order(recording.tasks, spec.requests, seed, shuffle=spec.shuffle)
+    requests = in_order(recording.tasks, spec.requests, seed, shuffle=spec.shuffle)
     return BuiltWorkload(recording.tasks, requests, conversation_agent(), backend, arrival_s)
 
 
@@ -219,7 +219,7 @@ def _read_intercode(
     return intercode_recording(dict(zip(models, paths, strict=True)), dict(zip(models, sizes, strict=True)), tool_s)
 
 
-def _in_order(tasks: Sequence[Task], count: int, seed: int, *, shuffle: bool) -> list[Task]:
+def in_order(tasks: Sequence[Task], count: int, seed: int, *, shuffle: bool) -> list[Task]:
     """Tasks for `count` requests: a new random order each time all have been used."""
     rng = component_rng(seed, "task order")
     requests: list[Task] = []
@@ -229,7 +229,8 @@ def _in_order(tasks: Sequence[Task], count: int, seed: int, *, shuffle: bool) ->
     return requests
 
 
-def _arrival_times(spec: Arrivals, count: int, seed: int, scenario_path: Path) -> Times | None:
+def arrival_times(spec: Arrivals, count: int, seed: int, scenario_path: Path) -> Times | None:
+    """When `count` requests arrive, s; None for closed-loop users."""
     rng = component_rng(seed, "arrivals")
     if spec.kind == "closed":
         return None

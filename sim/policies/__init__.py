@@ -26,6 +26,7 @@ from sim.policies.hera.policy import Hera
 from sim.policies.learned import EmbeddingRouter, NearestNeighbours
 from sim.policies.oracle import OracleCost, OracleSlmUsage
 from sim.policies.tmo.baselines import CloudAction, FixedAction, LocalAction, RandomAction
+from sim.policies.tmo.learned import Tmo
 from sim.policies.tmo.learners import ActionTable, Greedy, LinUcb, Thompson
 from sim.policies.trained import HybridLlm, MatrixFactorisation, SimilarityWeighted
 from workloads.errors import InputError, suggest
@@ -46,6 +47,7 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "minions": Minions,
     "frugal-cascade": FrugalCascade,
     "hera": Hera,
+    "tmo": Tmo,
     "tmo-random": RandomAction,
     "tmo-local": LocalAction,
     "tmo-cloud": CloudAction,

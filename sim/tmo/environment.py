@@ -143,6 +143,7 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         self.scenario, self.view, self.reward = scenario, view, reward
         self._path = path
         self._build = build or partial(build_workload, scenario, scenario_path=path)
+        """(seed) -> the simulation's workload; by default what a run under that seed would ask."""
         self.observer = Observer(view, ("latency_s", "total_usd", reward.usage_item))
         self.cost_items = self.observer.items
         self._latency, self._usage = (self.cost_items.index(item) for item in ("latency_s", reward.usage_item))

@@ -1,0 +1,69 @@
+"""The learners of Stable-Baselines3 as they are used here, and their networks as plain arrays."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from sim.tmo.card import Network
+from sim.tmo.constraint import Multipliers
+from sim.tmo.learning.vector import PlacementVecEnv, PricedReplay
+from workloads.errors import InputError, suggest
+
+WIDTH = 64
+"""Units of each of the two hidden layers."""
+ON_POLICY: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C}
+LEARNERS = (*ON_POLICY, "dqn")
+
+
+def build(name: str, env: PlacementVecEnv, multipliers: Multipliers, seed: int, steps: int) -> BaseAlgorithm:
+    """A learner on these environments. Episodes are short: nothing is discounted. Raises InputError for an unknown name."""
+    common: dict[str, Any] = {
+        "gamma": 1.0,
+        "seed": seed,
+        "device": "cpu",
+        "policy_kwargs": {"net_arch": [WIDTH, WIDTH]},
+    }
+    rollout = max(1, 1024 // env.num_envs)
+    if name == "ppo":
+        return PPO(
+            "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=256, n_epochs=6, gae_lambda=0.95,
+            ent_coef=0.01, **common,
+        )  # fmt: skip
+    if name == "a2c":
+        return A2C(
+            "MlpPolicy", env, learning_rate=partial(_falling, 1e-3), n_steps=max(1, 128 // env.num_envs), gae_lambda=0.95, ent_coef=0.01,
+            use_rms_prop=False, normalize_advantage=True, **common,
+        )  # fmt: skip
+    if name == "dqn":
+        return DQN(
+            "MlpPolicy", env, learning_rate=partial(_falling, 1e-3), buffer_size=50_000, learning_starts=min(1000, steps // 10),
+            batch_size=256, train_freq=4, gradient_steps=2, target_update_interval=500, exploration_fraction=0.4,
+            exploration_final_eps=0.05, replay_buffer_class=PricedReplay, replay_buffer_kwargs={"multipliers": multipliers}, **common,
+        )  # fmt: skip
+    raise InputError("learner", f"there is no learner {name!r}", suggest(name, LEARNERS))
+
+
+def _falling(first: float, remaining: float) -> float:
+    """From `first` down to a twentieth of it."""
+    return first * (0.05 + 0.95 * remaining)
+
+
+def network_of(model: BaseAlgorithm) -> Network:
+    """The part of a learner that decides."""
+    policy: Any = model.policy
+    if isinstance(model, DQN):
+        modules, activation = list(policy.q_net.q_net), "relu"
+    else:
+        modules, activation = [*policy.mlp_extractor.policy_net, policy.action_net], "tanh"
+    linear = [module for module in modules if isinstance(module, torch.nn.Linear)]
+    return Network(tuple((_array(layer.weight), _array(layer.bias)) for layer in linear), activation)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    return np.array(tensor.detach().numpy(), np.float32)

@@ -1,0 +1,169 @@
+"""Trains a placement policy on a scenario: one thread, the same weights for the same seed, resumed after an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import set_random_seed
+
+from sim.cells import resolved
+from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
+from sim.policies.hera.adapters import one_thread
+from sim.policies.tmo.learned import DECISION_S, Deciding, chosen_budgets
+from sim.records import RequestRow
+from sim.scenario import Scenario
+from sim.tmo.card import Card, write_policy
+from sim.tmo.constraint import Multipliers, Rule
+from sim.tmo.environment import PlacementEnv
+from sim.tmo.evaluation import EVALUATION_SEED, check_budgets, play_policy
+from sim.tmo.learning import checkpoint
+from sim.tmo.learning.learners import ON_POLICY, build, network_of
+from sim.tmo.learning.vector import PlacementVecEnv
+from sim.tmo.observing import View
+from sim.tmo.pool import Pool
+from sim.tmo.reward import Reward
+from workloads.errors import InputError
+from workloads.task import Task
+
+OnRollout = Callable[[int, "PlacementVecEnv"], None]
+"""(steps so far, the environments): called after every rollout."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a policy is trained. `envs` simulations run side by side; multipliers move after `dual_episodes` or more."""
+
+    learner: str = "ppo"
+    steps: int = 100_000
+    seed: int = 1
+    rule: Rule = field(default_factory=Rule)
+    envs: int = 8
+    dual_episodes: int = 64
+    checkpoint_steps: int = 20_000
+    evaluation_episodes: int = 1000
+
+
+class LearnersLoad(RoutingPolicy):
+    """Other requests are placed as the learner would at the end of its last rollout; its budgets are the middle ones."""
+
+    def __init__(self, agent: Deciding) -> None:
+        super().__init__(PolicyOptions())
+        self.agent = agent
+
+    def prepare(self, study: Study) -> None:
+        """A new simulation."""
+        self.agent.begin(study.seed)
+
+    def start(self, request: int, task: Task) -> None:
+        """A new request."""
+        self.agent.start(request)
+
+    def place(self, seen: Observation) -> Placement:
+        """Ask the network."""
+        return self.agent.place(seen)
+
+    def learn(self, row: RequestRow) -> None:
+        """A request has ended."""
+        self.agent.end(row.request)
+
+
+class Course(BaseCallback):
+    """Checkpoints, the multipliers' ascent, and the load that follows the learner."""
+
+    def __init__(self, plan: Plan, env: PlacementVecEnv, folder: Path, identity: str, on_rollout: OnRollout) -> None:
+        super().__init__()
+        self._plan, self._env, self._folder, self._identity, self._on_rollout = plan, env, folder, identity, on_rollout
+        self._part = -1
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        part = self.num_timesteps // self._plan.checkpoint_steps
+        if part == self._part:
+            return
+        if self._part >= 0:
+            checkpoint.save(self._folder, self.model, self._env.multipliers, self._identity)
+        self._part = part
+        begin_anew(self.model, self._env, self._plan.seed, part)
+
+    def _on_rollout_end(self) -> None:
+        multipliers = self._env.multipliers
+        if multipliers.episodes >= self._plan.dual_episodes:
+            multipliers.update()
+        network = network_of(self.model)
+        for env in self._env.envs:
+            env.focus.background.agent.network = network  # type: ignore[attr-defined]
+        self._on_rollout(self.num_timesteps, self._env)
+
+
+def begin_anew(model: Any, env: PlacementVecEnv, seed: int, part: int) -> None:
+    """Seed every generator and simulation for this part of a training."""
+    drawn = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+    set_random_seed(drawn)
+    model.action_space.seed(drawn)
+    env.seed(drawn)
+    env.multipliers.forget()
+    model._last_obs = env.reset()
+    model._last_episode_starts = np.ones(env.num_envs, bool)
+
+
+def train(
+    scenario: Scenario, path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout | None = None
+) -> Card:  # fmt: skip
+    """Train and write the policy into `out`. Raises InputError for budgets that cannot be kept and a checkpoint that is not this one's."""
+    if plan.steps < 1 or plan.envs < 1:
+        raise InputError("training", f"{plan.steps} steps in {plan.envs} environments", "Give at least 1 of either")
+    with one_thread():
+        return _train(scenario, path, view, reward, plan, out, on_rollout or (lambda steps, env: None))
+
+
+def _train(
+    scenario: Scenario, path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout
+) -> Card:
+    begun_s, pool = time.perf_counter(), Pool(scenario, path)
+    environment = partial(PlacementEnv, scenario, path, view, reward, decision_s=DECISION_S)
+    check_budgets(environment(build=pool), plan.seed)
+    multipliers = Multipliers(plan.rule, [low < high for _, low, high in view.budgets])
+    decide = "sample" if plan.rule.keep == "mean" and plan.learner in ON_POLICY else "greedy"
+    untrained = Card(
+        view, reward, plan.learner, decide, scenario.name, plan.steps, plan.seed, "tanh", asdict(plan.rule)
+    )
+    budgets = chosen_budgets(untrained, None, {})
+    vector = PlacementVecEnv(
+        [environment(build=pool) for _ in range(plan.envs)], multipliers, priced=plan.learner in ON_POLICY
+    )
+    model = build(plan.learner, vector, multipliers, plan.seed, plan.steps)
+    for env in vector.envs:
+        env.focus.background = LearnersLoad(Deciding(untrained, network_of(model), budgets))
+    identity = _identity(scenario, view, reward, plan)
+    resumed = checkpoint.restore(out, model, multipliers, identity)
+    course = Course(plan, vector, out, identity, on_rollout)
+    model.learn(plan.steps - model.num_timesteps, course, reset_num_timesteps=not resumed, log_interval=10**9)
+    network = network_of(model)
+    trained_s = time.perf_counter() - begun_s
+    agent = Deciding(untrained, network, budgets)
+    unseen = environment(background=LearnersLoad(agent))
+    played = play_policy(unseen, agent, plan.evaluation_episodes, plan.seed + EVALUATION_SEED)
+    card = Card(
+        view, reward, plan.learner, decide, scenario.name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
+        [knots.round(6).tolist() for knots in multipliers.values], {**played.summary(), "training_s": round(trained_s, 1)},
+    )  # fmt: skip
+    write_policy(out, card, network)
+    (out / checkpoint.NAME).unlink(missing_ok=True)
+    return card
+
+
+def _identity(scenario: Scenario, view: View, reward: Reward, plan: Plan) -> str:
+    """A hash of everything that a training's result depends on."""
+    facts = [resolved(scenario), asdict(view), asdict(reward), asdict(plan)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
