@@ -18,17 +18,16 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from simpy import Environment, Event
-from simpy.events import URGENT
+from simpy import Event
 
-from sim.draws import CommonDraws
 from sim.environment import fire
-from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
+from sim.policies.base import Placement, RoutingPolicy
 from sim.records import Records, RequestRow
 from sim.scenario import Scenario
 from sim.simulation import Simulation, collect, prepare
 from sim.study import rates_of, tier_views
-from sim.tmo.actions import Action, action_set, placement
+from sim.tmo.actions import action_set, placement
+from sim.tmo.focus import AnyAction, Focus
 from sim.tmo.observing import DEFAULT_PARTS, Budget, Dialogue, Observer, Vector, View
 from sim.tmo.reward import Reward, association_norm
 from sim.workload import BuiltWorkload, build_workload, load_trace
@@ -36,84 +35,6 @@ from workloads.dialogue import is_dialogue, turns_of
 from workloads.task import Task
 
 Costs = npt.NDArray[np.float64]
-
-
-class AnyAction(RoutingPolicy):
-    """Places by chance, each action as likely: load before anybody has learned. The draw belongs to (request, position)."""
-
-    def __init__(self, actions: Sequence[Action]) -> None:
-        super().__init__(PolicyOptions())
-        self._placements = [placement(action, f"by chance: {action}") for action in actions]
-        self._draws = CommonDraws(0, "any action")
-
-    def prepare(self, study: Study) -> None:
-        """Only the seed."""
-        self._draws = CommonDraws(study.seed, "any action")
-
-    def place(self, seen: Observation) -> Placement:
-        """Draw."""
-        draw = self._draws.uniform(seen.request, seen.call.position)
-        return self._placements[int(draw * len(self._placements))]
-
-
-class Focus(RoutingPolicy):
-    """Holds up the decisions of one request at a time; the others are the background's.
-
-    `wake` is what the event loop runs to: it happens when a decision is pending (`seen`, `decision`), or when the request in focus
-    has ended (`ended`).
-    """
-
-    def __init__(self, background: RoutingPolicy, decision_s: float) -> None:
-        super().__init__(PolicyOptions(decision_s=decision_s))
-        self.background = background
-        self.focus: int | None = None
-        self.seen: Observation | None = None
-        self.decision: Event | None = None
-        self.ended: RequestRow | None = None
-        self.wake: Event | None = None
-        self._env: Environment | None = None
-
-    def attach(self, env: Environment) -> None:
-        """The simulation whose decisions these are."""
-        self._env = env
-        self.release()
-
-    def release(self) -> None:
-        """The next request to arrive will be in focus."""
-        self.focus = self.seen = self.decision = self.ended = None
-
-    def prepare(self, study: Study) -> None:
-        """The background learns."""
-        self.background.prepare(study)
-
-    def start(self, request: int, task: Task) -> None:
-        """Take the request, or leave it to the background."""
-        if self.focus is None:
-            self.focus = request
-        self.background.start(request, task)
-
-    def place(self, seen: Observation) -> Placement | Event:
-        """Have the decision taken outside."""
-        if seen.request != self.focus:
-            return self.background.place(seen)
-        assert self._env is not None
-        self.seen, self.decision = seen, Event(self._env)
-        self._stop()
-        return self.decision
-
-    def learn(self, row: RequestRow) -> None:
-        """A request has ended."""
-        self.background.learn(row)
-        if row.request == self.focus:
-            self.ended = row
-            self._stop()
-
-    def _stop(self) -> None:
-        """Before anything else happens at this time."""
-        wake, env = self.wake, self._env
-        if wake is not None and env is not None and not wake.triggered:
-            wake._ok, wake._value = True, None
-            env.schedule(wake, URGENT)
 
 
 class Episode(NamedTuple):
@@ -238,7 +159,7 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         focus = self.focus
         self._simulation = prepare(self.scenario, workload, focus, seed, lambda file: load_trace(file, self._path))
         focus.attach(self._simulation.env)
-        self._simulation.done.callbacks.append(lambda _: focus._stop())
+        self._simulation.done.callbacks.append(lambda _: focus.stop())
 
     def _run(self) -> None:
         """Run until a decision is pending, the request in focus has ended, or the simulation has."""

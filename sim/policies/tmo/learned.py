@@ -36,7 +36,7 @@ class TmoOptions(PolicyOptions):
     budget: Positive | None = None
     """The most a request may spend, in the unit of the policy's one budget (s, $, J, g); default: what it was trained for, the
     geometric middle of a range."""
-    budgets: Mapping[str, Positive] = {}  # noqa: RUF012 - pydantic copies defaults
+    budgets: Mapping[str, Positive] = {}
     """The same by item, for a policy with several budgets, e.g. {latency_s: 20, total_usd: 0.01}."""
     decision_s: NonNegative = DECISION_S
     """Time one decision takes on the user's side, s; charged to the request."""
