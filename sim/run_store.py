@@ -26,9 +26,9 @@ from sim.workload import named_files
 from workloads.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-_NUMBERS_COME_FROM = ("simpy", "numpy", "scipy", "scikit-learn", "genai-prices")
+NUMBERS_COME_FROM = ("simpy", "numpy", "scipy", "scikit-learn", "genai-prices")
 """Packages whose other versions may give other draws, fits or prices."""
-_PACKAGES = ("ray", "simpy", "numpy", "scipy", "pydantic", "pyarrow", "scikit-learn", "genai-prices")
+PACKAGES = ("ray", "simpy", "numpy", "scipy", "pydantic", "pyarrow", "scikit-learn", "genai-prices")
 
 
 class RunStore:
@@ -36,7 +36,7 @@ class RunStore:
 
     def __init__(self, out: Path, loaded: LoadedScenario, cells: Sequence[Cell]) -> None:
         self.cells = cells
-        self.inputs = dict(sorted(_input_hashes(loaded, cells)))
+        self.inputs = dict(sorted(input_hashes(loaded, cells)))
         self.run_id = _run_id(cells, self.inputs)
         self.name = loaded.scenario.name
         self.folder = out / self.name / self.run_id
@@ -87,13 +87,13 @@ class RunStore:
     ) -> None:
         """Write the small files and point `latest` here."""
         write_text(self.folder / "scenario.yaml", dump_yaml(loaded.scenario.model_dump()))
-        write_text(self.folder / "summary.json", _json(summary))
+        write_text(self.folder / "summary.json", as_json(summary))
         _write_csv(self.folder / "summary.csv", summary)
-        write_text(self.folder / "frontier.json", _json(frontier))
+        write_text(self.folder / "frontier.json", as_json(frontier))
         if wrong:
-            write_text(self.folder / "assignments.json", _json(wrong))
-        write_text(self.folder / "manifest.json", _json(manifest))
-        _point(self.folder.parent / "latest", self.run_id)
+            write_text(self.folder / "assignments.json", as_json(wrong))
+        write_text(self.folder / "manifest.json", as_json(manifest))
+        point(self.folder.parent / "latest", self.run_id)
 
     def manifest(self, loaded: LoadedScenario, wall_s: float, cells_kept: int) -> dict[str, Any]:
         """What one needs to know to trust or repeat the run."""
@@ -101,15 +101,15 @@ class RunStore:
             "scenario": self.name, "run_id": self.run_id, "scenario_file": loaded.path.name,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seeds": list(loaded.scenario.seeds), "cells": len(self.cells), "cells_kept_from_before": cells_kept,
-            "wall_s": round(wall_s, 3), "isthmus": _own_version(), "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in _PACKAGES}, "inputs_sha256": self.inputs,
+            "wall_s": round(wall_s, 3), "isthmus": own_version(), "python": platform.python_version(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES}, "inputs_sha256": self.inputs,
         }  # fmt: skip
 
 
 def _run_id(cells: Sequence[Cell], inputs: Mapping[str, str]) -> str:
     live = any(cell.scenario.inference.backend == "serve" for cell in cells)
     digest = hashlib.sha256(source_hash(("serve",) if live else ()).encode())
-    digest.update(json.dumps({name: importlib.metadata.version(name) for name in _NUMBERS_COME_FROM}).encode())
+    digest.update(json.dumps({name: importlib.metadata.version(name) for name in NUMBERS_COME_FROM}).encode())
     digest.update(json.dumps(inputs, sort_keys=True).encode())
     scenarios: dict[int, str] = {}
     for cell in cells:
@@ -135,7 +135,7 @@ def source_hash(also: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
-def _input_hashes(loaded: LoadedScenario, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+def input_hashes(loaded: LoadedScenario, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
     """(name as written, hash) of every file the scenario or its policies read."""
     names = {
         cell.policy.policy.rpartition(":")[0] for cell in cells if cell.policy.policy.rpartition(":")[0].endswith(".py")
@@ -157,7 +157,8 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def _json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Plain values as the text of a file."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -170,7 +171,7 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     os.replace(partial, path)
 
 
-def _point(link: Path, target: str) -> None:
+def point(link: Path, target: str) -> None:
     """Move `latest` to a run; a copy where symbolic links are not to be had."""
     partial = link.with_name(f".latest.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
@@ -195,7 +196,8 @@ def _is_running(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """This program's version."""
     try:
         return importlib.metadata.version("isthmus")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout whose dependencies were installed by hand
