@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from threading import Event, Lock, Thread
 
-from workloads.agent import Agent
+from workloads.agent import Agent, in_turn
 from workloads.backend import InferenceBackend
 from workloads.errors import BackendError
 from workloads.task import ModelCall, Task
@@ -96,7 +96,7 @@ class _Run:
         calls: list[TimedCall] = []
         failure, clock_s, last_tool_s = "", due_s, 0.0
         try:
-            agent = self._agent(task)
+            agent = in_turn(self._agent(task))  # as a chain: what is compared with it is one, too
             call = next(agent)
             while True:
                 clock_s = self._call(number, call, clock_s, calls)

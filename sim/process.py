@@ -1,7 +1,7 @@
 """The life of one request: ask the policy, send, queue, be served, receive, record; again until the agent is done.
 
-Each request is one SimPy process. Every wait it makes is booked to one column of the attempt's row, so the columns of a row
-add up to its duration even when the wait was cut short by a timeout.
+Each request is one SimPy process, and so is each branch where its agent forks (branches.py). Every wait it makes is booked to one
+column of the attempt's row, so the columns of a row add up to its duration even when the wait was cut short by a timeout.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import Any
 from simpy import Event, Interrupt, Process
 
 from sim.attempt import Plan, answer_bytes, attach, service_marks
+from sim.branches import ABANDONED, Branches, GivenUp, check_positions, raise_failure
 from sim.job import ESCALATED
 from sim.policies.base import Observation
 from sim.records import RequestRow, SubtaskRow
 from sim.server import OK, OVERSIZED, Job
 from sim.tier import TierRuntime
 from sim.world import World
+from workloads.agent import Branch, Run
 from workloads.backend import cancel
 from workloads.errors import ModelUnavailable
 from workloads.task import Completion, ModelCall, Outcome, Task, fast_constructor, worst_provenance
@@ -30,27 +32,28 @@ _subtask_row = fast_constructor(SubtaskRow)
 _NO_ANSWER, _NO_JOB = Completion("", "", 0, 0, 0, provenance=""), Job(0, 0)
 """What an attempt has to show for itself that ended before it was served."""
 _TOO_LONG = (OVERSIZED, "live-prompt-too-long")
-
-
-class GivenUp(Exception):
-    """Every way the client may try has failed."""
+_ENDED = ("timeout", ABANDONED)
+"""Ends of an attempt that end all of its branch, too."""
 
 
 class RequestProcess:
     """State of one request under way; `run` is the SimPy process."""
 
-    __slots__ = ("arrival_s", "attempts", "held", "home", "index", "process", "provenance", "task", "ttft_s", "world")
+    __slots__ = (
+        "arrival_s", "attempts", "forked", "held", "home", "index", "process", "provenance", "task", "ttft_s", "world",
+    )  # fmt: skip
 
     def __init__(self, world: World, index: int, task: Task, home: int) -> None:
         self.world, self.index, self.task, self.home = world, index, task, home
         self.attempts: list[SubtaskRow] = []
         self.held: dict[int, list[str]] = {}  # attachments that tiers have from earlier turns, where they keep them
+        self.forked = False
         self.provenance = ""  # nobody has answered yet
         self.ttft_s = math.nan
         self.arrival_s = world.env.now
         world.under_way += 1
         self.process: Process = world.env.process(self.run())
-        self.process.callbacks.append(_raise_failure)
+        self.process.callbacks.append(raise_failure)
 
     def run(self) -> Waits:
         """From arrival to the request's row."""
@@ -59,18 +62,9 @@ class RequestProcess:
         self.arrival_s = env.now
         entry = world.watchdog.watch(self.process)
         world.policy.start(self.index, self.task)
-        agent = world.agent(self.task)
         status, reason, score = "completed", "", 0.0
         try:
-            try:
-                call = next(agent)
-                while True:
-                    completion = yield from self._subtask(call)
-                    call = agent.send(completion)
-            except StopIteration as done:
-                outcome: Outcome = done.value
-            if outcome.tool_s:
-                yield from self._last_tool(outcome.tool_s)
+            outcome: Outcome = yield from self._answered(world.agent(self.task))
             score = outcome.score
         except Interrupt as interrupt:
             status, reason = "timeout", str(interrupt.cause)
@@ -79,8 +73,31 @@ class RequestProcess:
         entry.clear()
         self._finish(status, reason, score)
 
+    def _answered(self, run: Run) -> Waits:
+        """See an agent, or one branch of it, through to its end; returns its Outcome."""
+        try:
+            step = next(run)
+            while True:
+                if type(step) is ModelCall:  # the path of every subtask, and isinstance takes longer
+                    answer = yield from self._subtask(step)
+                else:
+                    self.forked = True
+                    answer = yield from Branches(self.world.env, step, self.branch).joined()
+                step = run.send(answer)
+        except StopIteration as done:
+            outcome: Outcome = done.value
+        if outcome.tool_s:
+            yield from self._last_tool(outcome.tool_s)
+        return outcome
+
+    def branch(self, branch: Branch) -> Waits:
+        """One branch of a fork: a single call or a run of its own; returns its Completion or Outcome."""
+        return (yield from self._subtask(branch) if isinstance(branch, ModelCall) else self._answered(branch))
+
     def _finish(self, status: str, reason: str, score: float) -> None:
         world = self.world
+        if self.forked:
+            check_positions(self.task, self.attempts)
         served = small = 0
         for attempt in self.attempts:
             if attempt.status == OK and attempt.tier >= 0:
@@ -139,15 +156,18 @@ class RequestProcess:
         raise GivenUp(f"{plan.status} at {tier.name} after {plan.attempts} attempts of subtask {plan.call.position}")
 
     def _last_tool(self, tool_s: float) -> Waits:
-        """The tool call after the last answer."""
+        """The tool call after the last answer, of all or of one branch: the position after a branch's last is another's."""
         begun_s, status = self.world.env.now, OK
+        env, numbers = self.world.env, [attempt.position for attempt in self.attempts]
         try:
             yield self.world.env.timeout(tool_s)
         except Interrupt as interrupt:
             status = str(interrupt.cause)
             raise
         finally:
-            self._record_unplaced(self.attempts[-1].position + 1 if self.attempts else 0, begun_s, tool_s, status)
+            in_branch = env.active_process is not self.process
+            position = min(0, *numbers) - 1 if in_branch else max(numbers, default=-1) + 1
+            self._record_unplaced(position, begun_s, tool_s, status)
 
     def _attempt(self, plan: Plan, tier: TierRuntime, retry: int) -> Waits:
         """One try on one tier; writes one row and returns the Completion, or None when it failed.
@@ -172,7 +192,7 @@ class RequestProcess:
                 yield env.timeout(plan.decision_s)
             marks.append(env.now)
             if world.attempt_watchdog is not None:
-                entry = world.attempt_watchdog.watch(self.process)
+                entry = world.attempt_watchdog.watch(env.active_process or self.process)
             attached_bytes = 0
             if call.task.attachments or plan.placement.modalities:
                 call, attached_bytes = attach(call, plan.placement, tier, self.held.get(tier.index, ()))
@@ -218,8 +238,8 @@ class RequestProcess:
         while len(marks) < 8:
             marks.append(env.now)
         self._record(plan, tier, marks, answer, job, upload_bytes, download_bytes)
-        if plan.status == "timeout":
-            raise Interrupt("timeout")
+        if plan.status in _ENDED:
+            raise Interrupt(plan.status)
         return answer if plan.status == OK else None
 
     def _record(
@@ -232,7 +252,7 @@ class RequestProcess:
             # Unstreamed answers arrive whole; streamed ones need the network's delay for the first token only.
             first_s = first_token + (ended - finished) if self.world.stream_bytes_per_token is not None else ended
             ttft_s = first_s - begun + plan.tool_s + plan.waited_s
-            if self.ttft_s != self.ttft_s:
+            if not self.ttft_s <= first_s - self.arrival_s:  # NaN: nothing came yet
                 self.ttft_s = first_s - self.arrival_s
             if answer.provenance != self.provenance:
                 known = self.provenance or answer.provenance
@@ -264,11 +284,3 @@ class RequestProcess:
         longest = min(client.backoff_max_s, client.backoff_s * 2.0 ** min(retry - 1, 1000))
         drawn = longest * self.world.backoff_draws.uniform(self.index, plan.call.position + plan.attempts)
         return max(drawn, plan.retry_after_s)
-
-
-def _raise_failure(process: Event) -> None:
-    """Stop the simulation with the very error a request met; SimPy would make a new one of its class and might fail to."""
-    if not process.ok:
-        error = process.value
-        assert isinstance(error, BaseException)
-        raise error

@@ -31,7 +31,7 @@ class SubtaskRow(NamedTuple):
     attempt: int
     tier: int
     replica: int
-    status: str  # ok, escalated (done again elsewhere), rejected (429), unavailable, crashed, oversized, timeout, attempt-timeout
+    status: str  # ok, escalated (done again elsewhere), rejected (429), unavailable, crashed, oversized, timeout, attempt-timeout, abandoned
     provenance: str  # exact, live, modelled
     start_s: float
     backoff_s: float

@@ -15,6 +15,7 @@ from sim.scenario import Scenario
 from sim.study import study_of
 from sim.workload import build_workload
 from tests.helpers import NOWHERE, Chosen, Step, always, api, device, link, rows, run, run_built, scenario, task
+from workloads.agent import in_turn
 
 ITEMS = (
     "api_input_usd",
@@ -174,6 +175,6 @@ def test_an_expected_cost_is_what_an_undisturbed_call_costs() -> None:
     for tier in ("edge", "cloud"):
         records = run_built(world, always(tier))
         first = rows(records.subtasks)[0]
-        call = next(study.agent(study.tasks[0]))
+        call = next(in_turn(study.agent(study.tasks[0])))
         expected = study.expected_cost_usd(call, tier, first["completion_tokens"])
         assert first["total_usd"] == pytest.approx(expected, rel=1e-9)

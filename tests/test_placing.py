@@ -21,7 +21,7 @@ from sim.placing import PolicyPlacer
 from sim.workload import build_workload
 from tests.conftest import ROOT
 from tests.helpers import load_text, rows
-from workloads.agent import conversation_agent
+from workloads.agent import conversation_agent, in_turn
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError
 from workloads.placing import FIRST_UNNUMBERED, TierLoad, call_of, earlier_calls, request_number
@@ -106,7 +106,7 @@ def live_tiers(placer: PolicyPlacer, loaded: LoadedScenario, name: str, requests
     workload = build_workload(scenario, 7, loaded.path)
     made = {}
     for request in range(requests):
-        run = workload.agent(workload.requests[request])
+        run = in_turn(workload.agent(workload.requests[request]))
         call = next(run)
         while True:
             decision = placer.place(name, request, call_of(call.messages), IDLE)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from workloads.agent import Agent, AgentRun
+from workloads.agent import Agent, AgentRun, in_turn
 from workloads.errors import InputError
 from workloads.task import Message, ModelCall, Outcome, Task
 
@@ -43,7 +43,7 @@ class CallMix(NamedTuple):
 
 
 def _one_call(agent: Agent, tasks: Sequence[Task], number: int, answer_tokens: int) -> Task:
-    calls = [next(agent(task), None) for task in tasks]
+    calls = [next(in_turn(agent(task)), None) for task in tasks]
     first = calls[0]
     if first is None:
         raise InputError(f"task {tasks[0].id!r}", "asks no model", "Use tasks whose agent makes calls")

@@ -7,19 +7,26 @@ conversation (and the task), as keying recordings by conversation asks anyway.
 
 An agent is a generator and cannot be copied, so a node's first child continues the agent that reached the node, and the others run
 a new one from the start with the answers on their path.
+
+Where an agent forks, each branch grows by itself, and what follows is grown for every combination of the results that the branches
+can have: not for every combination of placements, which may be thousands of times as many.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
-from workloads.agent import Agent, AgentRun
+from workloads.agent import Agent, Branch, Run, Step, advance, branches_of
 from workloads.asking import RETRIES, Answers, AnswersInMemory, CallQueue
 from workloads.backend import BatchBackend, InferenceBackend
 from workloads.errors import InputError, IsthmusError
-from workloads.task import Completion, Message, ModelCall, Outcome, Task
+from workloads.task import Completion, ModelCall, Outcome, Task
+from workloads.task_tree import Fork, Item, Next, Node, Place, Result, TaskTree, Within
+
+__all__ = ["MAX_DEPTH", "Fork", "Node", "TaskTree", "TooManyAnswers", "ask_ahead", "expand"]
 
 MAX_DEPTH = 15
 """2^15 placements of two models: deeper trees are nobody's intention."""
@@ -31,60 +38,6 @@ IN_FLIGHT = 256
 
 class TooManyAnswers(InputError):
     """An expansion grew beyond the answers it was allowed."""
-
-
-class Node:
-    """A conversation that some placement leads to.
-
-    `answers[m]` is what model m said to it and `after[m]` what came of that: the next node, or the end of the request. `path`
-    holds the completions of one way here, `run` an agent that waits here for an answer.
-    """
-
-    __slots__ = ("after", "answers", "asked", "call", "path", "run")
-
-    def __init__(self, call: ModelCall, path: tuple[Completion, ...], run: AgentRun) -> None:
-        self.call, self.path = call, path
-        self.run: AgentRun | None = run
-        self.asked: set[str] = set()
-        self.answers: dict[str, Completion] = {}
-        self.after: dict[str, Node | Outcome] = {}
-
-
-class TaskTree:
-    """All that was expanded of one task."""
-
-    def __init__(self, task: Task, models: Sequence[str], number: int) -> None:
-        self.task, self.number, self._models = task, number, models
-        self.nodes: dict[tuple[Any, ...], Node] = {}
-        self.root: Node | Outcome = Outcome(0.0)
-        self.open = 0
-        """Calls not answered yet."""
-
-    def conversations(self) -> list[tuple[tuple[Message, ...], list[Completion]]]:
-        """Each conversation once with the answers to it, conversations in order, models as given."""
-        merged: dict[tuple[Message, ...], dict[str, Completion]] = {}
-        for node in self.nodes.values():
-            merged.setdefault(node.call.messages, {}).update(node.answers)
-        return [(m, [merged[m][name] for name in self._models if name in merged[m]]) for m in sorted(merged)]
-
-    def answer_count(self) -> int:
-        """Different answers in the tree."""
-        return len({(model, node.call.messages) for node in self.nodes.values() for model in node.answers})
-
-    def path(self, model: str) -> list[Node]:
-        """The nodes the request passes when one model answers throughout."""
-        passed, step = list[Node](), self.root
-        while isinstance(step, Node):
-            passed.append(step)
-            step = step.after[model]
-        return passed
-
-    def alone(self, model: str) -> Outcome:
-        """How the request ends when one model answers throughout."""
-        step = self.root
-        while isinstance(step, Node):
-            step = step.after[model]
-        return step
 
 
 def expand(
@@ -168,7 +121,7 @@ class _Growth:
         self._started += 1
         tree = TaskTree(task, self._models, self._started)
         run = self._agent(task)
-        tree.root = self._arrive(tree, run, _advance(run, None), (), self._models)
+        tree.root = self._arrive(tree, run, advance(run, None), Place((), 0, None), self._models)
         self._grow()
         return tree
 
@@ -180,34 +133,67 @@ class _Growth:
             node.answers[model] = answer
             tree.open -= 1
             self._on_answer()
-            path = (*node.path, answer)
             run, node.run = node.run, None
             if run is None:
                 run = self._replayed(tree.task, node)
-            stays = self._models if len(path) < self._depth else (model,)
-            node.after[model] = self._arrive(tree, run, _advance(run, answer), path, stays)
+            place = node.place.then(answer)
+            stays = self._models if place.level < self._depth else (model,)
+            node.after[model] = self._arrive(tree, run, advance(run, answer), place, stays)
 
-    def _arrive(
-        self, tree: TaskTree, run: AgentRun, step: ModelCall | Outcome, path: tuple[Completion, ...], models: Sequence[str]
-    ) -> Node | Outcome:  # fmt: skip
-        """The node of a call, new or known, with all of `models` asked."""
-        if isinstance(step, Outcome):
+    def _arrive(self, tree: TaskTree, run: Run, step: Step | Result, place: Place, models: Sequence[str]) -> Next:
+        """What a run's next step is in the tree: the node of a call, new or known, with all of `models` asked; a fork; an end."""
+        if isinstance(step, Outcome | Completion):
+            if place.within is not None:
+                self._branch_ended(tree, place.within, step)
             return step
+        if not isinstance(step, ModelCall):
+            return self._forked(tree, run, branches_of(step), place, models)
         if not step.messages:
             raise InputError(
                 f"task {tree.task.id!r}",
                 "its agent asks without a conversation",
                 "Only agents that talk in text can be recorded",
             )
-        place = _place(len(path), step)
-        node = tree.nodes.get(place)
+        key = place.level, place.within, *_identity(step)
+        node = tree.nodes.get(key)
         if node is None:
-            node = tree.nodes[place] = Node(step, path, run)
+            node = tree.nodes[key] = Node(step, place, run)
         for model in models:
             if model not in node.asked:
                 node.asked.add(model)
                 self._ask(_Waiter(tree, node, model))
         return node
+
+    def _forked(
+        self, tree: TaskTree, run: Run, branches: Sequence[Branch], place: Place, models: Sequence[str]
+    ) -> Next:
+        """A fork with all its branches begun."""
+        tree.forks += 1
+        fork = Fork(tree.forks, len(branches), place, run, models)
+        for index, branch in enumerate(branches):
+            inner = _run_of(branch)
+            begin = Place((*place.path, index), place.level, Within(fork, index))
+            fork.branches.append(self._arrive(tree, inner, advance(inner, None), begin, models))
+        if not branches:
+            self._join(tree, fork, ())
+        return fork
+
+    def _branch_ended(self, tree: TaskTree, within: Within, result: Result) -> None:
+        """A branch can have this result: if that is new, go on with every combination it makes with what others can have."""
+        fork, index = within
+        if result in fork.ends[index]:
+            return
+        fork.ends[index].append(result)
+        for results in itertools.product(*fork.ends[:index], [result], *fork.ends[index + 1 :]):
+            self._join(tree, fork, results)
+
+    def _join(self, tree: TaskTree, fork: Fork, results: tuple[Result, ...]) -> None:
+        run, fork.run = fork.run, None
+        if run is None:
+            run, _ = self._walked(tree.task, fork.place.path)
+        place = fork.place.then(results)
+        stays = self._models if place.level < self._depth else fork.models
+        fork.after[results] = self._arrive(tree, run, advance(run, results), place, stays)
 
     def _ask(self, waiter: _Waiter) -> None:
         self._answers += 1
@@ -221,31 +207,44 @@ class _Growth:
         if answer is not None:
             self._in_hand.append((waiter, answer))
 
-    def _replayed(self, task: Task, node: Node) -> AgentRun:
-        """A new agent given the answers on the way to a node."""
-        run = self._agent(task)
-        step = _advance(run, None)
-        for completion in node.path:
-            if isinstance(step, Outcome):
-                break
-            step = _advance(run, completion)
-        if isinstance(step, Outcome) or _place(0, step) != _place(0, node.call):
-            raise InputError(
-                f"task {task.id!r}", "its agent went on differently when it was given the same answers again",
-                "An agent must be a function of the task and the completions it receives",
-            )  # fmt: skip
+    def _replayed(self, task: Task, node: Node) -> Run:
+        """A new agent, or branch of one, given the answers on the way to a node."""
+        run, step = self._walked(task, node.place.path)
+        if not isinstance(step, ModelCall) or _identity(step) != _identity(node.call):
+            raise _went_on_differently(task)
         return run
 
+    def _walked(self, task: Task, path: Sequence[Item]) -> tuple[Run, Step | Result]:
+        """A new agent at the end of a path, and what it does there."""
+        run = self._agent(task)
+        step: Step | Result = advance(run, None)
+        for item in path:
+            if isinstance(step, Outcome | Completion) or isinstance(step, ModelCall) != isinstance(item, Completion):
+                raise _went_on_differently(task)
+            if isinstance(item, int):
+                run = _run_of(branches_of(step)[item])
+                step = advance(run, None)
+            else:
+                step = advance(run, item)
+        return run, step
 
-def _place(level: int, call: ModelCall) -> tuple[Any, ...]:
+
+def _run_of(branch: Branch) -> Run:
+    return _alone(branch) if isinstance(branch, ModelCall) else branch
+
+
+def _alone(call: ModelCall) -> Generator[Step, Any, Any]:
+    """A branch of one call as a run, which ends with the answer itself."""
+    return (yield call)
+
+
+def _identity(call: ModelCall) -> tuple[object, ...]:
     """What makes two calls of a task one node; sizes follow from the messages, and the time a tool took is no matter."""
-    return level, call.position, call.messages, call.max_tokens, call.prefix_blocks
+    return call.position, call.messages, call.max_tokens, call.prefix_blocks
 
 
-def _advance(run: AgentRun, completion: Completion | None) -> ModelCall | Outcome:
-    """The agent's next call, or how it ended."""
-    try:
-        return next(run) if completion is None else run.send(completion)
-    except StopIteration as stop:
-        outcome: Outcome = stop.value
-        return outcome
+def _went_on_differently(task: Task) -> InputError:
+    return InputError(
+        f"task {task.id!r}", "its agent went on differently when it was given the same answers again",
+        "An agent must be a function of the task and the completions it receives",
+    )  # fmt: skip

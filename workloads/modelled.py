@@ -144,7 +144,7 @@ class ModelledWorkload:
         for weight, tool_tokens, extra in zip(latent.weights, latent.tool_tokens, latent.extra, strict=True):
             upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
             done = yield _call(
-                (task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, latent.prefix_blocks, None)
+                (task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, latent.prefix_blocks, None, 0)
             )
             tool_s = self._sizes.tool_s
             position += 1
@@ -153,7 +153,7 @@ class ModelledWorkload:
             small_share += weight * smallness
             if extra and smallness > 0.5:
                 upload = FRAMING_BYTES + int(prompt_tokens * bytes_per_token)
-                done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, (), None))
+                done = yield _call((task, position, (), prompt_tokens, upload, tool_s, _MAX_TOKENS, (), None, 0))
                 position += 1
                 prompt_tokens += done.completion_tokens
         # A hair of slack: weights sum to 1 only up to rounding.

@@ -56,6 +56,7 @@ class ModelCall(NamedTuple):
     `position` counts subtasks from 0. `upload_bytes` is the conversation's payload without attachments, whose
     bytes depend on which of them the placement uploads. `tool_s` is the time the agent's own tool ran just before
     this call. `prefix_blocks` are content hashes of the prompt's leading blocks, where a trace carries them.
+    `branch` tells calls of parallel branches apart; it is 0 before, between and after them, and in a chain.
     `attachments` are those the model gets to see, whose tokens are in `prompt_tokens` then (`with_attachments`); None as long as
     nobody has placed the call.
     """
@@ -69,6 +70,7 @@ class ModelCall(NamedTuple):
     max_tokens: int = 1024
     prefix_blocks: tuple[int, ...] = ()
     attachments: tuple[Attachment, ...] | None = None
+    branch: int = 0
 
 
 def with_attachments(call: ModelCall, attached: tuple[Attachment, ...]) -> ModelCall:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from workloads.agent import FRAMING_BYTES, Agent, AgentRun, Grader, payload_bytes
+from workloads.agent import FRAMING_BYTES, AgentRun, ChainAgent, Grader, payload_bytes
 from workloads.errors import InputError
 from workloads.task import Message, ModelCall, Outcome, Task
 from workloads.tools import Tool
@@ -62,7 +62,7 @@ def tool_agent(
     max_subtasks: int = 15,
     max_tokens: int = 64,
     count_tokens: Callable[[tuple[Message, ...]], int] | None = None,
-) -> Agent:
+) -> ChainAgent:
     """An agent whose steps call `tools` by verb until one says `answer`; `grade(task, text)` scores that in [0, 1].
 
     After `max_subtasks` steps without an answer the request ends with score 0. `count_tokens` gives the exact size of a

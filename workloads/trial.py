@@ -1,7 +1,8 @@
 """Answering a task off line, without time: one request under one placement, or under every placement there is.
 
 An agent is a generator and cannot be copied half-way, so every path of the placement tree runs the agent anew with the answers
-already in hand. That asks of an agent what recording asks anyway: the same completions lead to the same calls.
+already in hand. That asks of an agent what recording asks anyway: the same completions lead to the same calls. Without time there is
+no side by side: the branches of a fork follow one another.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from workloads.agent import Agent, AgentRun
+from workloads.agent import Agent, AgentRun, in_turn
 from workloads.backend import InferenceBackend
 from workloads.errors import InputError, RecordingMiss
 from workloads.task import Completion, ModelCall, Outcome, Task
@@ -30,7 +31,7 @@ class Trial(NamedTuple):
 
 def run_trial(agent: Agent, task: Task, backend: InferenceBackend, choose: Callable[[ModelCall], str]) -> Trial:
     """Run one request to its end; `choose` names the model that answers a call. Raises what the backend raises."""
-    run = agent(task)
+    run = in_turn(agent(task))
     models: list[str] = []
     calls: list[ModelCall] = []
     completions: list[Completion] = []
@@ -79,7 +80,7 @@ def enumerate_trials(
     pending = [_Branch((), (), (), None)]
     while pending:
         branch = pending.pop()
-        run = agent(task)
+        run = in_turn(agent(task))
         step = _replay(run, task, branch.completions)
         chosen, calls, completions = list(branch.models), list(branch.calls), list(branch.completions)
         model = branch.next_model

@@ -12,6 +12,7 @@ from workloads.backend import InferenceBackend
 from workloads.errors import InputError, RecordingMiss
 from workloads.expansion import MAX_DEPTH, Node, TaskTree, expand
 from workloads.task import Message, Outcome, Task
+from workloads.task_tree import Next
 
 _GROWN: WeakKeyDictionary[InferenceBackend, dict[tuple[Any, ...], list[TaskTree]]] = WeakKeyDictionary()
 """Trees by backend: walking every path through a thousand tasks takes seconds, so cells share them."""
@@ -67,10 +68,18 @@ class Worth(NamedTuple):
 
 
 def worth(tree: TaskTree, models: tuple[str, str], large_share: float) -> dict[tuple[Message, ...], Worth]:
-    """What either model's answer is worth at each conversation, if each later subtask goes large with probability `large_share`."""
+    """What either model's answer is worth at each conversation, if each later subtask goes large with probability `large_share`.
+
+    Raises InputError for a tree with forks.
+    """
+    if tree.forks:
+        raise InputError(
+            f"task {tree.task.id!r}", "its agent forks: what one branch's answer is worth depends on the others",
+            "Use a policy that does not learn this (hera, embedding-router, random), or an agent without branches",
+        )  # fmt: skip
     known: dict[int, Worth] = {}
 
-    def expected(step: Node | Outcome) -> float:
+    def expected(step: Next) -> float:
         if isinstance(step, Outcome):
             return step.score
         value = known[id(step)]

@@ -12,7 +12,7 @@ import numpy as np
 from sim.cost import Charges
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
 from sim.records import SubtaskRow
-from workloads.agent import conversation_agent
+from workloads.agent import conversation_agent, in_turn
 from workloads.backend import InferenceBackend, ScriptedBackend
 from workloads.dialogue import dialogue_agent
 from workloads.dialogue_truth import DialogueBackend
@@ -148,7 +148,7 @@ def decisions(
         task = study.tasks[request % len(study.tasks)]
         shown = replace(task, answer=Forbidden(), latent=Forbidden()) if blindfold else task  # type: ignore[arg-type]
         policy.start(request, shown)
-        run = study.agent(task)
+        run = in_turn(study.agent(task))
         call = next(run)
         attempts: list[SubtaskRow] = []
         while True:

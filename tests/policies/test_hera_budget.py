@@ -12,6 +12,7 @@ from sim.policies.hera.budget import Budgets, Forecast, Needs, RunningMean, extr
 from sim.policies.hera.policy import Hera, HeraOptions
 from tests.policies import IdleSignals, decisions, observation, placed
 from tests.policies.test_hera import Equality, full, text_study
+from workloads.agent import in_turn
 
 
 class Said(Equality):
@@ -47,7 +48,7 @@ def prepared(**options: Any) -> Hera:
 
 def first() -> Observation:
     """The request's first subtask."""
-    return observation(next(study().agent(study().tasks[0])))
+    return observation(next(in_turn(study().agent(study().tasks[0]))))
 
 
 def test_needs_by_hand() -> None:
@@ -78,7 +79,7 @@ def test_a_latency_budget_avoids_the_slower_tier() -> None:
     for budget, tier in ((None, "edge"), (1000.0, "edge"), (30.0, "cloud")):
         policy = Hera(HeraOptions.model_validate({"estimators": "perfect", "latency_budget_s": budget}))
         policy.prepare(alike)
-        seen = observation(next(alike.agent(alike.tasks[0])))._replace(signals=Busy())
+        seen = observation(next(in_turn(alike.agent(alike.tasks[0]))))._replace(signals=Busy())
         assert placed(policy, seen).tier == tier
 
 

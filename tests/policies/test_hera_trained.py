@@ -32,6 +32,7 @@ from sim.study import study_of
 from sim.workload import build_workload
 from tests.conftest import ROOT
 from tests.policies import decisions
+from workloads.agent import in_turn
 from workloads.errors import InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -142,7 +143,7 @@ def test_the_same_training_gives_the_same_weights(folder: Path, profile: Profile
 def test_the_small_models_next_step_is_learned_first(folder: Path, study: Study) -> None:
     """SP_SLM starts from the small model itself: most of its first steps are the recorded ones."""
     predictors = load_models(folder).steps
-    calls = [next(study.agent(task)) for task in study.tasks]
+    calls = [next(in_turn(study.agent(task))) for task in study.tasks]
     said = [study.backend.submit(call, study.tiers[0].model).result().text for call in calls]
     predicted = [PredictedOutlook(predictors, call.messages).output("small") for call in calls]
     assert sum(a == b for a, b in zip(said, predicted, strict=True)) >= 4

@@ -23,7 +23,7 @@ from sim.policies.trained import (
 from sim.policies.trees import Worth, grow_trees, subtask_text, two_models, worth
 from tests.policies import decisions, observation, prepared, study_of, text_study
 from tests.policies.test_oracle import tree_study
-from workloads.agent import conversation_agent
+from workloads.agent import conversation_agent, in_turn
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError
 from workloads.task import Completion, ModelCall, Task
@@ -89,7 +89,7 @@ def test_a_cascade_learns_whose_answers_to_give_up() -> None:
     assert isinstance(cascade, FrugalCascade)
     believed: dict[bool, list[float]] = {True: [], False: []}
     for task in study.tasks:
-        run = study.agent(task)
+        run = in_turn(study.agent(task))
         call = next(run)
         for _ in range(2):
             call = run.send(study.backend.submit(call, "tiny").result())

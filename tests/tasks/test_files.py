@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from workloads.agent import Agent
+from workloads.agent import Agent, in_turn
 from workloads.errors import InputError
 from workloads.task import Completion, Message, Outcome, Task
 from workloads.tasks.files import (
@@ -58,7 +58,7 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 def drive(agent: Agent, task: Task, texts: list[str]) -> tuple[Outcome, tuple[Message, ...]]:
     """A request whose model says these texts: its outcome and the conversation of its last call."""
-    run = agent(task)
+    run = in_turn(agent(task))
     call = next(run)
     for text in texts:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from workloads.agent import Agent
+from workloads.agent import ChainAgent
 from workloads.errors import InputError, suggest
 from workloads.grading import FINAL, GRADERS, last_number, numeric_match
 from workloads.readers._fields import list_field, require_fields, text_field
@@ -88,7 +88,7 @@ def _gsm8k_task(fields: Any, path: StrPath, row: int | str, number: int) -> Task
 
 def gsm8k_agent(
     max_subtasks: int = MAX_SUBTASKS, max_tokens: int = MAX_STEP_TOKENS, count_tokens: CountTokens | None = None
-) -> Agent:
+) -> ChainAgent:
     """An agent with a calculator, `compute`; the last number of its answer counts. Raises InputError as `tool_agent` does."""
     return tool_agent(
         {"compute": compute}, numeric_match, system=GSM8K_SYSTEM, max_subtasks=max_subtasks, max_tokens=max_tokens,
@@ -147,7 +147,7 @@ def hotpotqa_agent(
     max_subtasks: int = MAX_SUBTASKS,
     max_tokens: int = MAX_STEP_TOKENS,
     count_tokens: CountTokens | None = None,
-) -> Agent:
+) -> ChainAgent:
     """An agent that can `search` and `lookup` in the question's own paragraphs, graded by `exact_match` or `f1`.
 
     Raises InputError for another metric, and as `tool_agent` does.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal
 
-from workloads.agent import Agent
+from workloads.agent import ChainAgent
 from workloads.errors import InputError, suggest
 from workloads.task import Message, Task
 from workloads.tasks import hops, sums
@@ -129,7 +129,7 @@ def count_tokens(messages: tuple[Message, ...]) -> int:
     return 1 + sum(2 + len(_WORD.findall(message.content)) for message in messages)
 
 
-def pair_agent() -> Agent:
+def pair_agent() -> ChainAgent:
     """The agent that works on these tasks: `find` and `compute`, then `answer`."""
     return tool_agent(TOOLS, grade, max_subtasks=MAX_SUBTASKS, max_tokens=MAX_STEP_TOKENS, count_tokens=count_tokens)
 
