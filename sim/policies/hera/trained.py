@@ -123,18 +123,18 @@ class Trained:
             trees = grow_trees(study, study.tasks)
         except InputError:
             return
-        level = list({node.call.messages for tree in trees for node in tree.nodes.values()})
         self._models.request.know([(tree.task.prompt, 0) for tree in trees])
-        nodes = [node.call for tree in trees for node in tree.nodes.values()]
-        self._models.distance.know([(subtask_text(call.messages), call.position) for call in nodes])
-        seen = set(level)
-        for _ in range(self._horizon):
-            for writer in self._models.steps:
-                writer.know(level)
-            here = [PredictedOutlook(self._models.steps, messages) for messages in level]
-            after = [outlook.after(role) for outlook in here for role in ROLES]
-            level = list({outlook.messages for outlook in after if outlook is not None} - seen)
-            seen.update(level)
+        writers = self._models.steps
+        level = [node.call.messages for tree in trees for node in tree.nodes.values()]
+        for writer in writers:
+            writer.know(level)
+        here = [PredictedOutlook(writers, messages) for messages in level]
+        unlike = [outlook for outlook in here if outlook.output("small") != outlook.output("large")]
+        for role, writer in zip(ROLES, writers, strict=True):  # nobody looks further ahead where both say the same
+            ahead = unlike
+            for _ in range(self._horizon):
+                ahead = [after for outlook in ahead if (after := outlook.after(role)) is not None]
+                writer.know([outlook.messages for outlook in ahead])
 
     def request_similarity(self, task: Task) -> float:
         """The first class is 'alike'; its probability stands for the similarity it was trained on."""

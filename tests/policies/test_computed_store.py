@@ -1,4 +1,4 @@
-"""Embeddings on disk: the same numbers as computed ones, and never a reason to fail."""
+"""What models computed, on disk: the same numbers, and never a reason to fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sim.policies.embedding_store import VARIABLE, EmbeddingStore, cache_folder
+from sim.policies.computed_store import VARIABLE, ComputedStore, cache_folder
 from sim.policies.features import PACKAGED_ENCODER, TextEncoder
 
 TEXTS = ["Ben has 3 apples .", "Ann is Ben 's aunt .", "3 + 4 = ?"]
@@ -58,17 +58,17 @@ def test_only_unknown_texts_are_computed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_other_encoders_and_versions_share_nothing() -> None:
     """Names keep them apart."""
-    EmbeddingStore("one").keep({"a": np.ones(4)})
-    assert list(EmbeddingStore("one").find(["a", "b"])) == ["a"]
-    assert not EmbeddingStore("other").find(["a"])
+    ComputedStore("one").keep({"a": b"1234"})
+    assert list(ComputedStore("one").find(["a", "b"])) == ["a"]
+    assert not ComputedStore("other").find(["a"])
 
 
 def test_switched_off_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file, no folder."""
     monkeypatch.setenv(VARIABLE, "")
     assert cache_folder() is None
-    store = EmbeddingStore("one")
-    store.keep({"a": np.ones(4)})
+    store = ComputedStore("one")
+    store.keep({"a": b"1234"})
     assert not store.find(["a"])
     assert not folder.exists()
 
@@ -82,13 +82,13 @@ def test_default_folder_is_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_broken_file_or_folder_is_no_reason_to_fail(folder: Path) -> None:
     """Nothing is remembered, and that is all."""
-    store = EmbeddingStore("one")
-    store.keep({"a": np.ones(4)})
+    store = ComputedStore("one")
+    store.keep({"a": b"1234"})
     (file,) = folder.iterdir()
     file.write_bytes(b"not a database" * 100)
     assert not store.find(["a"])
-    store.keep({"a": np.ones(4)})
+    store.keep({"a": b"1234"})
     os.remove(file)
     file.mkdir()
     assert not store.find(["a"])
-    store.keep({"a": np.ones(4)})
+    store.keep({"a": b"1234"})
