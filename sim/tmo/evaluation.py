@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sim.policies.tmo.learned import Deciding
+from sim.records import Columns
 from sim.tmo.environment import Episode, PlacementEnv
-from sim.tmo.observing import Budget, Vector
+from sim.tmo.observing import Budget, Vector, View
+from sim.tmo.reward import Reward, association_norm, turns_of_rows
+from workloads.dialogue import is_dialogue, turns_of
 from workloads.errors import InputError
+from workloads.task import Task
 
 Array = npt.NDArray[np.float64]
 Choose = Callable[[Vector, int, int], int]
@@ -71,10 +74,25 @@ def play(env: PlacementEnv, choose: Choose, episodes: int, seed: int) -> Played:
     )  # fmt: skip
 
 
-def play_policy(env: PlacementEnv, agent: Deciding, episodes: int, seed: int) -> Played:
-    """The same with a trained network."""
-    network = agent.network
-    return play(env, lambda seen, request, position: agent.choose(network(seen), request, position), episodes, seed)
+def rewards_of_records(
+    subtasks: Columns, requests: Sequence[Task], view: View, reward: Reward
+) -> dict[str, npt.NDArray[Any]]:
+    """The turns of a run of the policy `tmo`, or of another that gives its action as its reason, with a column `reward`.
+
+    `requests[i]` is request i's task. What a learner was given for the same turns, to rounding; only where turns are graded.
+    """
+    turns = turns_of_rows(subtasks, ("total_usd", reward.usage_item))
+    actions = {str(action): action for action in view.actions}
+    fits = []
+    for request, position, reason in zip(
+        turns["request"].tolist(), turns["position"].tolist(), turns["reason"], strict=True
+    ):
+        names = [attachment.name for attachment in requests[request].attachments]
+        uploaded = [names.index(name) for name in actions[reason].modalities if name in names] if reason else []
+        asked = turns_of(requests[request]) if is_dialogue(requests[request]) else ()
+        fits.append(association_norm(asked[position].associations, uploaded) if position < len(asked) else 0.0)
+    turns["reward"] = reward.of(turns["score"], np.array(fits), turns["latency_s"], turns[reward.usage_item])
+    return turns
 
 
 def check_budgets(env: PlacementEnv, seed: int, episodes: int = 64) -> None:

@@ -84,7 +84,8 @@ def turns_of_rows(subtasks: Columns, items: Sequence[str]) -> dict[str, npt.NDAr
     """The subtask table by turn, in order of (request, position): latency_s, score and these ledger items, each summed over attempts.
 
     The seconds of an agent's last tool call, which belong to no answer, are a row of their own behind the last turn: they go to it.
-    A turn's `score` is that of its last attempt that was answered, NaN where none was; its `tier` and `reason` are of that attempt.
+    A turn's `score` and `tier` are those of its last attempt that was answered, NaN and -1 where none was; its `reason` is that of
+    the first attempt, so the policy's.
     """
     order = np.lexsort((np.arange(len(subtasks["request"])), subtasks["position"], subtasks["request"]))
     rows = {name: column[order] for name, column in subtasks.items()}
@@ -97,10 +98,9 @@ def turns_of_rows(subtasks: Columns, items: Sequence[str]) -> dict[str, npt.NDAr
     found["latency_s"] = np.bincount(turn, rows["end_s"] - rows["start_s"], minlength=count)
     for item in items:
         found[item] = np.bincount(turn, rows[item], minlength=count)
+    found["reason"] = rows["reason"][first]
     answered = (rows["status"] == "ok") & (rows["tier"] >= 0)
-    for name, missing in (("score", math.nan), ("tier", -1), ("reason", "")):
-        column = np.full(count, missing, dtype=rows[name].dtype if name in rows else float)
-        if name in rows:
-            column[turn[answered]] = rows[name][answered]
-        found[name] = column
+    for name, missing in (("score", math.nan), ("tier", -1)):
+        found[name] = np.full(count, missing, rows[name].dtype)
+        found[name][turn[answered]] = rows[name][answered]
     return found

@@ -42,22 +42,67 @@ class TmoOptions(PolicyOptions):
     """Time one decision takes on the user's side, s; charged to the request."""
 
 
-class Tmo(RoutingPolicy):
+class NetworkPolicy(RoutingPolicy):
+    """Places as a network says, each request with a history of its own. The network may be exchanged (`network`)."""
+
+    def __init__(self, card: Card, network: Network, budgets: Sequence[float], options: PolicyOptions) -> None:
+        super().__init__(options)
+        self.card, self.network, self._budgets = card, network, tuple(budgets)
+        self._sample = card.decide == "sample"
+        self._observer = Observer(card.view)
+        self._placements = [placement(action, str(action)) for action in card.view.actions]
+        self._requests: dict[int, Dialogue] = {}
+        self._draws = CommonDraws(0, "tmo")
+
+    def prepare(self, study: Study) -> None:
+        """A new simulation: draws of its own, no histories."""
+        self._requests.clear()
+        self._draws = CommonDraws(study.seed, "tmo")
+
+    def start(self, request: int, task: Task) -> None:
+        """A request has arrived: no history yet."""
+        if len(self._requests) >= _KEPT:
+            self._requests.pop(next(iter(self._requests)))
+        self._requests[request] = self._observer.begin(self._budgets)
+
+    def place(self, seen: Observation) -> Placement:
+        """The network's action."""
+        dialogue = self._requests.get(seen.request)
+        if dialogue is None:  # it began before this policy was there
+            self.start(seen.request, seen.call.task)
+            dialogue = self._requests[seen.request]
+        action = self.choose(self._observer.see(dialogue, seen), seen.request, seen.call.position)
+        self._observer.act(dialogue, action)
+        return self._placements[action]
+
+    def choose(self, vector: Vector, request: int, position: int) -> int:
+        """The preferred action, the first of equals; or one drawn by the slot's own uniform number."""
+        outputs = self.network(vector)
+        if not self._sample:
+            return int(outputs.argmax())
+        weights = np.exp(outputs.astype(np.float64) - float(outputs.max()))
+        drawn = self._draws.uniform(request, position) * weights.sum()
+        return min(int(np.searchsorted(np.cumsum(weights), drawn, side="right")), len(weights) - 1)
+
+    def learn(self, row: RequestRow) -> None:
+        """A request has ended."""
+        self._requests.pop(row.request, None)
+
+
+class Tmo(NetworkPolicy):
     """Local-cloud offloading of multi-modal dialogues (Yuan et al., MobiHoc 2025), with budgets that bind."""
 
     Options: ClassVar[type[PolicyOptions]] = TmoOptions
     knob: ClassVar[str | None] = "budget"
 
     def __init__(self, options: TmoOptions) -> None:
-        super().__init__(options)
-        self._folder = PACKAGED.get(options.weights, Path(options.weights))
         if options.weights == "default" and not PACKAGED:
             raise InputError(
                 "policy 'tmo', option 'weights'", "no trained policy ships here", "Name a folder of your own"
             )
-        self.card, network = read_policy(self._folder)
-        self._budgets = chosen_budgets(self.card, options.budget, options.budgets)
-        self._agent = Deciding(self.card, network, self._budgets)
+        self._folder = PACKAGED.get(options.weights, Path(options.weights))
+        card, network = read_policy(self._folder)
+        super().__init__(card, network, chosen_budgets(card, options.budget, options.budgets), options)
 
     def check(self, tiers: Sequence[TierView]) -> None:
         """The tiers must be those it was trained to choose from."""
@@ -67,64 +112,7 @@ class Tmo(RoutingPolicy):
         """Check the tasks' modalities too."""
         names = dict.fromkeys(attachment.name for task in study.tasks for attachment in task.attachments)
         check_actions(self.card, study.tiers, tuple(names), str(self._folder))
-        self._agent.begin(study.seed)
-
-    def start(self, request: int, task: Task) -> None:
-        """A new history."""
-        self._agent.start(request)
-
-    def place(self, seen: Observation) -> Placement:
-        """Ask the network."""
-        return self._agent.place(seen)
-
-    def learn(self, row: RequestRow) -> None:
-        """Forget the history."""
-        self._agent.end(row.request)
-
-
-class Deciding:
-    """A network at work on many requests, each with its own history. What `tmo` and a learner's load have in common."""
-
-    def __init__(self, card: Card, network: Network, budgets: Sequence[float]) -> None:
-        self.network, self._budgets, self._sample = network, tuple(budgets), card.decide == "sample"
-        self._observer = Observer(card.view)
-        self._placements = [placement(action, str(action)) for action in card.view.actions]
-        self._requests: dict[int, Dialogue] = {}
-        self._draws = CommonDraws(0, "tmo")
-
-    def begin(self, seed: int) -> None:
-        """A new simulation."""
-        self._requests.clear()
-        self._draws = CommonDraws(seed, "tmo")
-
-    def start(self, request: int) -> None:
-        """A request has arrived."""
-        if len(self._requests) >= _KEPT:
-            self._requests.pop(next(iter(self._requests)))
-        self._requests[request] = self._observer.begin(self._budgets)
-
-    def place(self, seen: Observation) -> Placement:
-        """The network's action."""
-        dialogue = self._requests.get(seen.request)
-        if dialogue is None:  # it began before this policy was there
-            self.start(seen.request)
-            dialogue = self._requests[seen.request]
-        outputs = self.network(self._observer.see(dialogue, seen))
-        action = self.choose(outputs, seen.request, seen.call.position)
-        self._observer.act(dialogue, action)
-        return self._placements[action]
-
-    def choose(self, outputs: Vector, request: int, position: int) -> int:
-        """The preferred action, the first of equals; or one drawn by the slot's own uniform number."""
-        if not self._sample:
-            return int(outputs.argmax())
-        weights = np.exp(outputs.astype(np.float64) - float(outputs.max()))
-        drawn = self._draws.uniform(request, position) * weights.sum()
-        return min(int(np.searchsorted(np.cumsum(weights), drawn, side="right")), len(weights) - 1)
-
-    def end(self, request: int) -> None:
-        """A request has ended."""
-        self._requests.pop(request, None)
+        super().prepare(study)
 
 
 def check_actions(card: Card, tiers: Sequence[TierView], modalities: Sequence[str], place: str) -> None:

@@ -16,15 +16,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 
 from sim.cells import resolved
-from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
+from sim.policies.base import PolicyOptions
 from sim.policies.hera.adapters import one_thread
-from sim.policies.tmo.learned import DECISION_S, Deciding, chosen_budgets
-from sim.records import RequestRow
+from sim.policies.tmo.learned import DECISION_S, NetworkPolicy, chosen_budgets
 from sim.scenario import Scenario
 from sim.tmo.card import Card, write_policy
 from sim.tmo.constraint import Multipliers, Rule
 from sim.tmo.environment import PlacementEnv
-from sim.tmo.evaluation import EVALUATION_SEED, check_budgets, play_policy
+from sim.tmo.evaluation import EVALUATION_SEED, check_budgets, play
 from sim.tmo.learning import checkpoint
 from sim.tmo.learning.learners import ON_POLICY, build, network_of
 from sim.tmo.learning.vector import PlacementVecEnv
@@ -32,7 +31,6 @@ from sim.tmo.observing import View
 from sim.tmo.pool import Pool
 from sim.tmo.reward import Reward
 from workloads.errors import InputError
-from workloads.task import Task
 
 OnRollout = Callable[[int, "PlacementVecEnv"], None]
 """(steps so far, the environments): called after every rollout."""
@@ -50,30 +48,6 @@ class Plan:
     dual_episodes: int = 64
     checkpoint_steps: int = 20_000
     evaluation_episodes: int = 1000
-
-
-class LearnersLoad(RoutingPolicy):
-    """Other requests are placed as the learner would at the end of its last rollout; its budgets are the middle ones."""
-
-    def __init__(self, agent: Deciding) -> None:
-        super().__init__(PolicyOptions())
-        self.agent = agent
-
-    def prepare(self, study: Study) -> None:
-        """A new simulation."""
-        self.agent.begin(study.seed)
-
-    def start(self, request: int, task: Task) -> None:
-        """A new request."""
-        self.agent.start(request)
-
-    def place(self, seen: Observation) -> Placement:
-        """Ask the network."""
-        return self.agent.place(seen)
-
-    def learn(self, row: RequestRow) -> None:
-        """A request has ended."""
-        self.agent.end(row.request)
 
 
 class Course(BaseCallback):
@@ -102,7 +76,7 @@ class Course(BaseCallback):
             multipliers.update()
         network = network_of(self.model)
         for env in self._env.envs:
-            env.focus.background.agent.network = network  # type: ignore[attr-defined]
+            env.focus.background.network = network  # type: ignore[attr-defined]
         self._on_rollout(self.num_timesteps, self._env)
 
 
@@ -144,16 +118,15 @@ def _train(
     )
     model = build(plan.learner, vector, multipliers, plan.seed, plan.steps)
     for env in vector.envs:
-        env.focus.background = LearnersLoad(Deciding(untrained, network_of(model), budgets))
+        env.focus.background = NetworkPolicy(untrained, network_of(model), budgets, env.focus.options)
     identity = _identity(scenario, view, reward, plan)
     resumed = checkpoint.restore(out, model, multipliers, identity)
     course = Course(plan, vector, out, identity, on_rollout)
     model.learn(plan.steps - model.num_timesteps, course, reset_num_timesteps=not resumed, log_interval=10**9)
     network = network_of(model)
     trained_s = time.perf_counter() - begun_s
-    agent = Deciding(untrained, network, budgets)
-    unseen = environment(background=LearnersLoad(agent))
-    played = play_policy(unseen, agent, plan.evaluation_episodes, plan.seed + EVALUATION_SEED)
+    policy = NetworkPolicy(untrained, network, budgets, PolicyOptions(decision_s=DECISION_S))
+    played = play(environment(background=policy), policy.choose, plan.evaluation_episodes, plan.seed + EVALUATION_SEED)
     card = Card(
         view, reward, plan.learner, decide, scenario.name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
         [knots.round(6).tolist() for knots in multipliers.values], {**played.summary(), "training_s": round(trained_s, 1)},
