@@ -42,8 +42,6 @@ def train_policy(loaded: LoadedScenario, wishes: Wishes, out: Path, console: Con
     scenario = loaded.scenario
     keep = _one_of("--keep", wishes.keep, get_args(Keep))
     budgets = [parsed_budget(text) for text in wishes.budgets]
-    if len({budget.item for budget in budgets}) < len(budgets):
-        raise InputError("--budget", "an item has two budgets", "Give one budget, or one range, per item")
     parts = [_one_of("--parts", part, PARTS) for part in wishes.parts.split(",")]
     reward = parsed_reward(wishes.reward, constrained=bool(budgets))
     rule = Rule(keep, wishes.tolerance)  # type: ignore[arg-type]

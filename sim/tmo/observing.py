@@ -76,6 +76,8 @@ class View:
         for part in self.parts:
             if part not in PARTS:
                 raise InputError("observation parts", f"there is no part {part!r}", suggest(part, PARTS))
+        if len({budget.item for budget in self.budgets}) < len(self.budgets):
+            raise InputError("budgets", "an item occurs twice", "Give one budget, or one range, per item")
         for item, low, high in self.budgets:
             if item not in COST_ITEMS:
                 raise InputError("budgets", f"there is no cost {item!r}", suggest(item, COST_ITEMS))

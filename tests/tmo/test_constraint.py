@@ -1,0 +1,84 @@
+"""The multipliers: what a step's signal says, how dual ascent moves, and budgets given as a range."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from sim.tmo.constraint import Multipliers, Rule
+from workloads.errors import InputError
+
+
+def column(*values: float) -> np.ndarray:
+    """One budget, an episode a row."""
+    return np.array(values)[:, np.newaxis]
+
+
+def test_signals_add_up_to_what_is_held_down() -> None:
+    """chance: 0 within the budget, 1 + excess share beyond it; mean: the share spent; zero and none: nothing."""
+    budget, spent = column(10.0, 10.0), [column(0.0, 0.0), column(4.0, 6.0), column(9.0, 12.0), column(10.0, 15.0)]
+
+    def total(rule: Rule) -> list[float]:
+        steps = [rule.signals(before, after, budget) for before, after in pairwise(spent)]
+        return np.sum(steps, axis=0)[:, 0].tolist()
+
+    assert total(Rule("chance")) == pytest.approx([0.0, 1.5])
+    assert total(Rule("mean")) == pytest.approx([1.0, 1.5])
+    assert total(Rule("zero")) == total(Rule("none")) == [0.0, 0.0]
+    crossing = Rule("chance").signals(column(9.0), column(12.0), column(10.0))
+    assert crossing.tolist() == [[pytest.approx(1.2)]]  # told to the very step that broke the budget
+
+
+def test_a_multiplier_rises_while_its_budget_is_broken_and_falls_after() -> None:
+    """Dual ascent by rate x (mean - target), never below 0 nor above the most."""
+    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=2.0, most=3.0), [False])
+    multipliers.add(column(0.0, 0.0), column(1.0, 0.0))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [pytest.approx(0.8)]
+    multipliers.add(column(0.0), column(0.0))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [pytest.approx(0.6)]
+    for _ in range(20):
+        multipliers.add(column(0.0), column(1.5))
+        multipliers.update()
+    assert multipliers.values[0].tolist() == [3.0]
+    for _ in range(50):
+        multipliers.add(column(0.0), column(0.0))
+        multipliers.update()
+    assert multipliers.values[0].tolist() == [0.0]
+
+
+@pytest.mark.parametrize("keep", ["zero", "none"])
+def test_without_a_rule_that_learns_nothing_moves(keep: str) -> None:
+    """The authors' shaping and no rule at all have no multiplier."""
+    multipliers = Multipliers(Rule(keep), [False])  # type: ignore[arg-type]
+    multipliers.add(column(0.0), column(5.0))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [0.0]
+
+
+def test_a_range_of_budgets_has_multipliers_of_its_own() -> None:
+    """Only the knots beside a budget move with its episodes; between knots the multiplier is interpolated."""
+    multipliers = Multipliers(Rule("mean", rate=1.0, knots=3), [True])
+    multipliers.add(column(*[0.0] * 8), column(*[2.0] * 8))
+    multipliers.add(column(*[1.0] * 8), column(*[0.5] * 8))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [1.0, 0.0, 0.0]
+    assert multipliers.at(column(0.0, 0.25, 0.5, 1.0))[:, 0].tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_several_budgets_have_a_multiplier_each() -> None:
+    """The broken one rises alone."""
+    multipliers = Multipliers(Rule("mean", rate=1.0), [False, False])
+    multipliers.add(np.zeros((4, 2)), np.tile([1.5, 0.5], (4, 1)))
+    multipliers.update()
+    assert multipliers.at(np.zeros((1, 2))).tolist() == [[0.5, 0.0]]
+
+
+def test_a_tolerance_is_a_share() -> None:
+    """0 and 1 are none."""
+    for tolerance in (0.0, 1.0, float("nan")):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            Rule(tolerance=tolerance)
