@@ -28,6 +28,7 @@ from sim.policies.oracle import OracleCost, OracleSlmUsage
 from sim.policies.tmo.baselines import CloudAction, FixedAction, LocalAction, RandomAction
 from sim.policies.tmo.learned import Tmo
 from sim.policies.tmo.learners import ActionTable, Greedy, LinUcb, Thompson
+from sim.policies.tmo.oracle import OracleDialogues
 from sim.policies.trained import HybridLlm, MatrixFactorisation, SimilarityWeighted
 from workloads.errors import InputError, suggest
 
@@ -56,6 +57,7 @@ POLICIES: dict[str, type[RoutingPolicy]] = {
     "tmo-greedy": Greedy,
     "tmo-linucb": LinUcb,
     "tmo-thompson": Thompson,
+    "oracle-dialogues": OracleDialogues,
 }
 
 
