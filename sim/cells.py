@@ -133,11 +133,12 @@ def _unfold(spec: PolicySpec, base_dir: Path) -> Iterator[PolicyVariant]:
 
 
 def _knob(known: type[PolicyOptions], knob: str | None, chosen: Mapping[str, Any], options: Mapping[str, Any]) -> float:
-    """The number that tells a family's policies apart: its knob's, unless only other options are swept; then the first of those."""
-    swept = next(iter(chosen.values()), None)
-    if knob is not None and (knob in chosen or not isinstance(swept, int | float)):
-        swept = options.get(knob, known.model_fields[knob].default)
-    return float(swept) if isinstance(swept, int | float) else math.nan
+    """The number that traces a family's curve: the policy's knob, or where only other options are swept, the first of those."""
+    if knob is not None and (knob in chosen or not chosen):
+        value = options.get(knob, known.model_fields[knob].default)
+    else:
+        value = next(iter(chosen.values()), None)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _takes_list(kind: Any, option: str) -> bool:

@@ -113,8 +113,8 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
     found = [
         Picture(
             "frontier-cost", "Accuracy against cost",
-            "Each point is a policy, each curve a family swept through its knob; bars are 95 % intervals in both directions. Up and to "
-            "the left is better. The broad line is the non-decreasing hull: what the deployable policies reach, mixed at random if "
+            "Each point is a policy, each curve a family swept through its knob; bars are 95 % intervals in both directions; "
+            "small numbers say what is swept. Up and to the left is better. The broad line is the non-decreasing hull: what the deployable policies reach, mixed at random if "
             "need be. A policy is worth having where it lies above the dotted line, which needs no router but a coin per request. "
             "The oracle, dashed, knows each task's result and bounds what routing can gain.",
             f"Points of accuracy against mean cost per request. {_ends_in_words(summary, families, first)}",
@@ -131,7 +131,7 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
             "latency", "Latency",
             f"For each time on the horizontal axis, the share of requests{here} that had been answered by then, all seeds together; further "
             "left is faster. Markers stand at the median and the 95th percentile. A curve that ends below 100 % leaves requests "
-            "unanswered. Of each family the policy in the middle of its range is shown, six at most.",
+            "unanswered. Of each family the policy in the middle of its range is shown, eight at most.",
             f"Cumulative distributions of request latency. {_latencies_in_words(summary, families, first)}",
             lambda: draw_latency_distribution(tables, summary, families, first),
         ),
@@ -159,7 +159,7 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
             "timeline", "Requests step by step",
             f"A few requests of one run ({cell}), chosen to show different things. Time runs to the right from the request's "
             "arrival to the black line at its end. The agent's lane holds its tools, decisions and waits before retries; each tier's "
-            "lane holds the network, the queue and the model. A short black line begins each attempt; hatched ones failed. Small words are the policy's reason.",
+            "lane holds the network, the queue and the model. A short black line begins each attempt; hatched ones failed, dotted ones were given up for another tier's answer. Small words are the policy's reason.",
             f"Timelines of up to five requests, phase by phase, under {cell}.",
             lambda: draw_timeline(tables, first, policy, seed),
         ),

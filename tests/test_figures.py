@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,7 +19,7 @@ from matplotlib.text import Annotation
 
 from sim.figures.cost import draw_ledger
 from sim.figures.families import Families, middle_row, mixing_row, representatives
-from sim.figures.frontier import draw_cost_frontier, draw_usage_frontier, hull_points
+from sim.figures.frontier import draw_cost_frontier, draw_usage_frontier, hull_points, swept_text
 from sim.figures.latency import draw_latency_breakdown, draw_latency_distribution
 from sim.figures.load import draw_load
 from sim.figures.network import draw_variants
@@ -228,6 +230,36 @@ def test_models_are_labelled_at_their_points(run: Run) -> None:
     assert found["All-LLM"][0] == pytest.approx(0)
 
 
+def test_swept_points_say_which_they_are(run: Run) -> None:
+    """With room for it each point of a sweep carries its value, labels lie apart, and a single policy has none."""
+    few = [row for row in run.summary if row["family"] in ("all-slm", "random", "oracle-cost")]
+    figure = draw_cost_frontier(few, families_of(run))
+    figure.draw_without_rendering()
+    labels = [text for text in figure.axes[0].texts if isinstance(text, Annotation) and text.get_text() != "All-SLM"]
+    values = {row["policy"].rpartition("=")[2] for row in few if row["family"] != "all-slm"}
+    assert {text.get_text() for text in labels} <= values
+    assert len(labels) >= 6
+    boxes = [text.get_window_extent() for text in labels]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert swept_text({"policy": "hera(components=urc+sse, kappa=0.9)", "family": "hera"}) == "urc+sse, 0.9"
+    many = [row | {"policy": f"random p={i}", "knob": i} for i, row in enumerate(run.summary * 3)]
+    crowded = draw_cost_frontier([row | {"family": "random"} for row in many], Families(many, run.policies))
+    assert not [text for text in crowded.axes[0].texts if "=" in text.get_text() or text.get_text().isdigit()]
+
+
+def test_points_without_an_order_are_not_joined(run: Run) -> None:
+    """A family whose policies share their knob, or have none, is points and no curve."""
+    for knobs in ([0.6, 0.6, 0.6, 0.6], [None] * 4, [1, 2, 3, 4]):
+        rows = [row for row in run.summary if row["family"] == "random"]
+        rows = [row | {"knob": knob} for row, knob in zip(rows, knobs, strict=True)]
+        (line,) = [
+            line
+            for line in draw_cost_frontier(rows, families_of(run)).axes[0].get_lines()
+            if line.get_label() == "random"
+        ]
+        assert (line.get_linestyle() == "None") == (len(set(knobs)) == 1)
+
+
 def test_each_variant_has_its_panel(swept: Run) -> None:
     """Small multiples share their axes and hold their own variant's points; more than six say so."""
     families = families_of(swept)
@@ -261,6 +293,38 @@ def test_the_middle_of_a_family_mixes_the_models() -> None:
     rows = [{"knob": knob, "slm_usage": usage} for knob, usage in ((1, 1.0), (2, 1.0), (3, 1.0), (4, 0.55), (5, 0.0))]
     assert middle_row(rows)["knob"] == 4
     assert middle_row([{"knob": knob, "slm_usage": None} for knob in (3, 1, 2)])["knob"] == 2
+
+
+def test_many_families_look_different() -> None:
+    """Eighteen routers beside the yardsticks: no two share colour and marker, and none shares a line and a colour."""
+    summary = [{"family": f"mine-{i}", "policy": f"mine-{i}", "variant": "base"} for i in range(18)]
+    styles = list(Families(summary, {}).style.values())
+    assert len({(style.colour, style.marker) for style in styles}) == 18
+    assert len({(style.colour, style.line) for style in styles}) == 18
+
+
+def test_simple_rules_make_room_for_routers(run: Run) -> None:
+    """Where not all families fit, a threshold on the prompt's length goes before a router that learned."""
+    own = tuple(Policy(f"mine-{i}", f"mine-{i}", math.nan, 0.1 * i) for i in range(1, 4))
+    crowded = make_run(policies=(*POLICIES, *own), seeds=(1,), requests=10)
+    shown = {row["family"] for row in representatives(crowded.summary, families_of(crowded), "base")}
+    assert shown == {"all-slm", "all-llm", "embedding-router", "mine-1", "mine-2", "oracle-cost"}
+
+
+def test_the_run_that_is_shown_explains_itself() -> None:
+    """Of policies that mix the models alike, the one with several kinds of reasons is drawn step by step."""
+    policies = (Policy("plain", "plain", math.nan, 0.5), Policy("wordy", "wordy", math.nan, 0.45))
+    run = make_run(policies=policies, seeds=(1,), requests=30)
+
+    def subtasks(variant: str, policy: str, seed: int) -> dict[str, Any]:
+        table = dict(run.tables.subtasks(variant, policy, seed))
+        if policy == "wordy":
+            table["reason"] = np.array(["sse 0.9", "large 0.1", "cd k=1"], object)[np.arange(len(table["reason"])) % 3]
+        return table
+
+    assert mixing_row(run.tables, run.summary, families_of(run), "base")["policy"] == "plain"
+    tables = run.tables._replace(subtasks=subtasks)
+    assert mixing_row(tables, run.summary, families_of(run), "base")["policy"] == "wordy"
 
 
 def test_labels_hide_no_oracle() -> None:

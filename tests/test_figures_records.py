@@ -140,6 +140,22 @@ def test_timeline_hatches_failed_attempts(run: Run) -> None:
     assert not any(bar.get_hatch() for axes in calm.axes for bar in axes.patches)
 
 
+def test_an_answer_that_was_given_up_is_no_failure(run: Run) -> None:
+    """A cascade's small answers that were done again are dotted and named so, and the request with most of them is shown."""
+    subtasks = dict(run.tables.subtasks("base", "random p=0.4", 1))
+    again = (subtasks["tier"] == 0) & (subtasks["position"] % 2 == 0)
+    subtasks["status"] = np.where(again, "escalated", "ok").astype(object)
+    cascade = run.tables._replace(subtasks=lambda *_: subtasks)
+    figure = draw_timeline(cascade, "base", "random p=0.4", 1)
+    hatches = {bar.get_hatch() for axes in figure.axes for bar in axes.patches}
+    assert hatches == {None, "...."}
+    assert "answer given up, done again elsewhere" in legend_texts(figure)
+    assert "failed attempt" not in legend_texts(figure)
+    stories = choose_stories(cascade.of_cell("base", "random p=0.4", 1), subtasks)
+    assert "most answers given up" in [story.why for story in stories]
+    assert "most failed attempts" not in [story.why for story in stories]
+
+
 def test_phases_end_where_the_attempt_ends(run: Run) -> None:
     """Boundaries run from `start_s` to `end_s`, one attempt after the other."""
     subtasks = run.tables.subtasks("base", "all-llm", 2)

@@ -29,11 +29,11 @@ MOST_SHOWN = 6
 
 
 class FamilyStyle(NamedTuple):
-    """How one family is drawn: colour, marker, line style."""
+    """How one family is drawn: colour, marker, line style (matplotlib's name of one, or its lengths of dashes in points)."""
 
     colour: str
     marker: str
-    line: str
+    line: str | tuple[int, tuple[int, ...]]
 
     def marker_look(self, size: float) -> dict[str, Any]:
         """Arguments of `plot` for a marker of about this size in points; filled ones have a white rim, so that lines end at it."""
@@ -54,7 +54,7 @@ _YARDSTICKS = {
 _ORACLES = (FamilyStyle(BLACK, "*", "--"), FamilyStyle("#777777", "p", "--"), FamilyStyle(PURPLE, "h", "--"))
 _OTHERS = tuple(
     FamilyStyle(colour, marker, line)
-    for line, markers in (("-", "D^vPX<"), ("-.", ">dHos8"))
+    for line, markers in (("-", "D^vPX<"), ("-.", ">dHos8"), ((0, (6, 1, 1, 1, 1, 1)), "^sXD>P"))
     for colour, marker in zip((BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE), markers, strict=True)
 )
 
@@ -74,6 +74,10 @@ class Families:
     def is_yardstick(self, family: str) -> bool:
         """Whether the family is there for comparison: one model throughout, or a coin."""
         return self._policy[family] in _YARDSTICKS
+
+    def is_simple(self, family: str) -> bool:
+        """Whether it follows a rule that nobody learned and that looks at nothing but sizes."""
+        return self._policy[family] == "prompt-length"
 
     def behind(self, policy: str) -> list[str]:
         """The families of this policy."""
@@ -119,7 +123,8 @@ def representatives(
 ) -> list[Mapping[str, Any]]:
     """The middle row of each family under one variant, in the summary's order.
 
-    Where there are too many families, the two models alone stay, then policies of interest, then oracles, then the rest.
+    Where there are too many families, the two models alone stay, then policies of interest in their order, then an oracle, then simple
+    rules, then the rest.
     """
     rows = of_variant(summary, variant)
     names = [name for name in families.names if any(row["family"] == name for row in rows)]
@@ -129,7 +134,7 @@ def representatives(
             return 0
         if families.is_oracle(name):
             return 2
-        return 3 if families.is_yardstick(name) else 1
+        return 4 if families.is_yardstick(name) else 3 if families.is_simple(name) else 1
 
     # One oracle goes before the last policies of interest: without it nobody sees what could be had.
     ranked = sorted(names, key=importance)
@@ -142,15 +147,25 @@ def representatives(
 
 
 def mixing_row(tables: RunTables, summary: Summary, families: Families, variant: str) -> Mapping[str, Any]:
-    """The policy whose single run is shown: a deployable one whose requests use both models, about evenly, yardsticks last."""
+    """The policy whose single run is shown: a deployable one whose requests use both models, about evenly, yardsticks last.
+
+    Of those the one that gives most different kinds of reasons for its placements (by their first words) has most to show.
+    """
     rows = of_variant(summary, variant)
 
-    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, bool, float]:
+    def reasons(row: Mapping[str, Any]) -> int:
+        policy = str(row["policy"])
+        subtasks = tables.subtasks(variant, policy, tables.seeds(variant, policy)[0])
+        return len({str(reason).partition(" ")[0] for reason in set(subtasks["reason"].tolist())})
+
+    def rank(row: Mapping[str, Any]) -> tuple[bool, bool, bool, int, float]:
         requests = tables.of_policy(variant, str(row["policy"]))
         mixed = (requests["slm_subtasks"] > 0) & (requests["slm_subtasks"] < requests["subtasks"])
         usage = number(row, "slm_usage")
         from_even = abs(usage - 0.5) if usage == usage else 1.0
-        seldom = not mixed.size or bool(mixed.mean() < 0.05)
-        return seldom, from_even > 0.35, families.is_yardstick(str(row["family"])), from_even
+        seldom, uneven = not mixed.size or bool(mixed.mean() < 0.05), from_even > 0.35
+        yardstick = families.is_yardstick(str(row["family"]))
+        worth_a_look = not (seldom or uneven or yardstick)
+        return seldom, uneven, yardstick, -reasons(row) if worth_a_look else 0, from_even
 
     return min(families.deployable(rows) or rows, key=rank)

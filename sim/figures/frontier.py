@@ -18,6 +18,7 @@ from sim.figures.style import (
     FloatArray,
     Summary,
     Unit,
+    darker,
     interval_arms,
     lay_out,
     legend_below,
@@ -33,6 +34,10 @@ from sim.figures.style import (
 from sim.frontier import non_decreasing_hull
 
 MOST_PANELS = 6
+_MOST_LABELS = 30
+"""Swept points beyond which none carries its value."""
+_CROWDED = 6
+"""Points of other things beneath a label from which on it is left out."""
 _HULL = "best mixes of deployable policies (hull)"
 _COIN = "a coin per request: All-SLM or All-LLM"
 _PERCENT = Unit(100.0, "%")
@@ -118,6 +123,8 @@ def _draw(title: str, plane: _Plane, summary: Summary, families: Families) -> Fi
     lay_out(figure)  # positions of points are known only after layout
     for axes, variant in zip(panels, shown, strict=False):
         _label_models(axes, of_variant(summary, variant), families, plane)
+        if len(shown) == 1:
+            _label_points(axes, of_variant(summary, variant), families, plane)
     return figure
 
 
@@ -159,7 +166,8 @@ def _family(axes: Axes, rows: Rows, name: str, families: Families, plane: _Plane
         x, y, xerr=interval_arms(rows, plane.key) * plane.unit.factor, yerr=interval_arms(rows, "accuracy") * 100, fmt="none",
         ecolor=style.colour, elinewidth=1.0, alpha=0.8 if alone else 0.4, zorder=3,
     )  # fmt: skip
-    connected = np.isfinite(numbers(rows, "knob")).all()  # without a knob there is no order to follow
+    knobs = numbers(rows, "knob")
+    connected = np.isfinite(knobs).all() and len(np.unique(knobs)) == len(knobs)  # else there is no order to follow
     axes.plot(
         x, y, color=style.colour, linestyle=style.line if connected and not alone else "none", linewidth=1.7, zorder=4,
         label=legend_label(name, 44) + (" (not deployable)" if families.is_oracle(name) else ""), **style.marker_look(9 if alone else 6.5),
@@ -192,6 +200,66 @@ def _label_models(axes: Axes, rows: Rows, families: Families, plane: _Plane) -> 
                 )  # fmt: skip
 
 
+def _label_points(axes: Axes, rows: Rows, families: Families, plane: _Plane) -> None:
+    """Write what is swept at each point of a family, where there are few points and there is room beside them."""
+    members = {name: [row for row in rows if row["family"] == name] for name in families.names}
+    swept_rows = [row for own in members.values() if len(own) > 1 for row in swept(own)]
+    if len(swept_rows) > _MOST_LABELS:
+        return
+    obstacles = _ink(axes)
+    for row in swept_rows:
+        x, y = float(plane.x([row])[0]), float(numbers([row], "accuracy")[0]) * 100
+        text = shorten(swept_text(row), 24)
+        if not (np.isfinite(x + y) and text):
+            continue
+        dx, dy = _free_place(axes, (x, y), text, obstacles, size=7.5)
+        box = _box(axes, (x, y), (dx, dy), text, size=7.5)
+        if _covered(box, obstacles) > _CROWDED:
+            continue
+        axes.annotate(
+            text, (x, y), (dx, dy), textcoords="offset points", ha="left" if dx > 0 else "right", va="center", fontsize=7.5,
+            color=darker(families.style[str(row["family"])].colour), zorder=6,
+        )  # fmt: skip
+        obstacles = np.concatenate((obstacles, _filled(box)))
+
+
+def swept_text(row: Mapping[str, Any]) -> str:
+    """What tells a policy from the others of its family: the values in its name."""
+    inside = str(row["policy"]).removeprefix(str(row["family"])).strip("()")
+    return ", ".join(part.rpartition("=")[2] for part in inside.split(", "))
+
+
+class _Box(NamedTuple):
+    """A rectangle in pixels."""
+
+    left: float
+    bottom: float
+    width: float
+    height: float
+
+
+def _box(axes: Axes, point: tuple[float, float], place: tuple[int, int], text: str, size: float) -> _Box:
+    """Where a text of this size (points) lies that is written at an offset (points) from a point of the panel."""
+    scale = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # the axes were made by a figure
+    width, height = 0.69 * size * len(text) * scale, 1.22 * size * scale
+    x, y = axes.transData.transform(point)
+    return _Box(x + place[0] * scale - (width if place[0] < 0 else 0), y + place[1] * scale - height / 2, width, height)
+
+
+def _covered(box: _Box, obstacles: FloatArray) -> int:
+    """How many points of what is drawn lie beneath a box."""
+    inside = (np.abs(obstacles[:, 0] - box.left - box.width / 2) < box.width / 2) & (
+        np.abs(obstacles[:, 1] - box.bottom - box.height / 2) < box.height / 2
+    )
+    return int(inside.sum())
+
+
+def _filled(box: _Box) -> FloatArray:
+    """Points all over a box, shape (points, 2)."""
+    across, up = np.meshgrid(np.linspace(0, box.width, 12), np.linspace(0, box.height, 6))
+    return np.stack([box.left + across.ravel(), box.bottom + up.ravel()], axis=1)
+
+
 def _ink(axes: Axes) -> FloatArray:
     """Points along everything drawn in a panel, in pixels, shape (points, 2)."""
     paths = [line.get_xydata() for line in axes.get_lines()]
@@ -204,19 +272,19 @@ def _ink(axes: Axes) -> FloatArray:
     return np.concatenate(dense)
 
 
-def _free_place(axes: Axes, point: tuple[float, float], text: str, obstacles: FloatArray) -> tuple[int, int]:
-    scale = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # the axes were made by a figure
-    width, height = 6.2 * len(text) * scale, 11 * scale
-    x, y = axes.transData.transform(point)
+def _free_place(
+    axes: Axes, point: tuple[float, float], text: str, obstacles: FloatArray, size: float = 9.0
+) -> tuple[int, int]:
     frame = axes.get_window_extent()
 
     def hidden(place: tuple[int, int]) -> int:
-        left = x + place[0] * scale - (width if place[0] < 0 else 0)
-        bottom = y + place[1] * scale - height / 2
-        inside = (np.abs(obstacles[:, 0] - left - width / 2) < width / 2) & (
-            np.abs(obstacles[:, 1] - bottom - height / 2) < height / 2
+        box = _box(axes, point, place, text, size)
+        outside = (
+            box.left < frame.x0
+            or box.left + box.width > frame.x1
+            or box.bottom < frame.y0
+            or box.bottom + box.height > frame.y1
         )
-        outside = left < frame.x0 or left + width > frame.x1 or bottom < frame.y0 or bottom + height > frame.y1
-        return int(inside.sum()) + 1000 * int(outside)
+        return _covered(box, obstacles) + 1000 * int(outside)
 
     return min(_LABEL_PLACES, key=hidden)

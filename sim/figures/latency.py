@@ -26,16 +26,18 @@ from sim.figures.style import (
 )
 from sim.run_tables import RunTables
 
+MOST_BARS = 20
+_MOST_CURVES = 8
 _MOST_STEPS = 800
 
 
 @styled
 def draw_latency_distribution(tables: RunTables, summary: Summary, families: Families, variant: str) -> Figure:
-    """Share of requests answered within a time, one curve for each of at most six policies."""
+    """Share of requests answered within a time, one curve for each of at most eight policies."""
     figure = new_figure(f"Latency: share of requests answered within a given time{under(variant, summary)}", 4.6)
     axes = figure.subplots()
     seen: list[FloatArray] = []
-    for row in representatives(summary, families, variant):
+    for row in representatives(summary, families, variant, most=_MOST_CURVES):
         seconds, share = answered_within(tables.of_policy(variant, str(row["policy"])))
         seen.append(seconds)
         style = families.style[str(row["family"])]
@@ -80,8 +82,8 @@ def _marks(share: FloatArray) -> list[int]:
 
 @styled
 def draw_latency_breakdown(tables: RunTables, summary: Summary, families: Families, variant: str) -> Figure:
-    """Mean seconds per request by phase, summed over all attempts, one bar for each of at most six policies."""
-    rows = representatives(summary, families, variant)
+    """Mean seconds per request by phase, summed over all attempts, one bar for each of at most twenty families."""
+    rows = representatives(summary, families, variant, most=MOST_BARS)
     policies = [str(row["policy"]) for row in rows]
     means = [mean_phases(tables, variant, policy) for policy in policies]
     names = [name for name in means[0] if any(mean[name] > 0 for mean in means)] if means else []

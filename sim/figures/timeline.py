@@ -12,11 +12,14 @@ from matplotlib.patches import Patch
 
 from sim.figures.phases import PHASES, REST, REST_COLOUR, boundaries_s
 from sim.figures.style import INK, SOFT, FloatArray, cut, legend_below, new_figure, shorten, styled
+from sim.job import ESCALATED
 from sim.records import Columns
 from sim.run_tables import RunTables
 
 MOST_REQUESTS = 5
 _AGENT = "agent"
+_FAILED, _GIVEN_UP = "////", "...."
+_HATCHES = {_FAILED: "failed attempt", _GIVEN_UP: "answer given up, done again elsewhere"}
 _INVISIBLE_S = 1e-6
 _CHARACTER_SHARE = 0.0074
 """Width of a small character as a share of a panel's width."""
@@ -31,7 +34,7 @@ class Story(NamedTuple):
 
 @styled
 def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Figure:
-    """At most five requests of one cell: typical, using both models, retried, unfinished, slowest, fastest."""
+    """At most five requests of one cell: typical, using both models, retried, done again, unfinished, slowest, fastest."""
     requests, subtasks = tables.of_cell(variant, policy, seed), tables.subtasks(variant, policy, seed)
     stories = choose_stories(requests, subtasks)
     steps = [attempts_of(subtasks, story.request) for story in stories]
@@ -59,8 +62,10 @@ def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Fi
     handles = [Patch(color=phase.colour, label=phase.name) for phase in met]
     if max(rests) > _INVISIBLE_S:
         handles.append(Patch(color=REST_COLOUR, label=REST))
-    if any(np.any(attempts["status"] != "ok") for attempts in steps):
-        handles.append(Patch(facecolor="white", edgecolor=INK, hatch="////", label="failed attempt"))
+    seen = {str(status) for attempts in steps for status in attempts["status"]}
+    for hatch, words in _HATCHES.items():
+        if hatch in {_hatch(status) for status in seen}:
+            handles.append(Patch(facecolor="white", edgecolor=INK, hatch=hatch, label=words))
     legend_below(figure, handles, most_columns=5)
     return figure
 
@@ -77,7 +82,10 @@ def choose_stories(requests: Columns, subtasks: Columns) -> list[Story]:
     ids, latency, status = requests["request"], requests["latency_s"], requests["status"]
     size = int(max(ids.max(initial=0), subtasks["request"].max(initial=0))) + 1
     attempts = np.bincount(subtasks["request"], minlength=size)[ids]
-    failed = np.bincount(subtasks["request"], subtasks["status"] != "ok", minlength=size)[ids]
+    given_up, failed = (
+        np.bincount(subtasks["request"], [_hatch(str(s)) == hatch for s in subtasks["status"]], minlength=size)[ids]
+        for hatch in (_GIVEN_UP, _FAILED)
+    )
     completed = (status == "completed") & (attempts > 0)
     if not completed.any():
         completed = attempts > 0
@@ -90,6 +98,7 @@ def choose_stories(requests: Columns, subtasks: Columns) -> list[Story]:
         ("typical: latency nearest to the median", several, -middle),
         ("both models: nearest to the median of those that use both", mixed, -middle),
         ("most failed attempts", completed & (failed > 0), failed - latency / (1 + latency.max())),
+        ("most answers given up", completed & (given_up > 0), given_up - latency / (1 + latency.max())),
         ("not completed", (attempts > 0) & (status != "completed"), attempts),
         ("slowest of those completed", completed, latency),
         ("fastest of those completed", several, -latency),
@@ -121,15 +130,15 @@ def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: lis
     marks = boundaries_s(attempts) - float(request["arrival_s"])
     end_s = max(float(request["latency_s"]), float(marks.max()))
     for number, row in enumerate(marks):
-        failed = attempts["status"][number] != "ok"
+        hatch = _hatch(str(attempts["status"][number]))
         tier_lane = lanes.index(int(attempts["tier"][number]))
         axes.vlines(row[3], tier_lane - 0.36, tier_lane + 0.28, color=INK, linewidth=1.0, zorder=3)
         for phase, begin, end in zip(PHASES, row[:-1], row[1:], strict=True):
             if end > begin:
                 lane = 0 if phase.at_home else tier_lane
                 axes.barh(
-                    lane, end - begin, left=begin, height=0.56, color=phase.colour, hatch="////" if failed else None,
-                    edgecolor=INK if failed else "white", linewidth=0.4,
+                    lane, end - begin, left=begin, height=0.56, color=phase.colour, hatch=hatch,
+                    edgecolor=INK if hatch else "white", linewidth=0.4,
                 )  # fmt: skip
     rest_s = float(request["latency_s"]) - float(marks.max())
     if rest_s > _INVISIBLE_S:
@@ -140,6 +149,11 @@ def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: lis
     axes.set_ylim(len(lanes) - 0.5, -0.5 if lanes[0] < 0 else -0.75)
     axes.set_xlim(-0.004 * end_s, end_s * 1.004)
     axes.grid(visible=False, axis="y")
+
+
+def _hatch(status: str) -> str | None:
+    """How an attempt of this status is hatched; not at all if its answer was taken."""
+    return None if status == "ok" else _GIVEN_UP if status == ESCALATED else _FAILED
 
 
 def _tier_label(tables: RunTables, tier: int) -> str:
