@@ -129,24 +129,42 @@ def estimators(
         str, typer.Option(help="Base of URC and DP: a folder, or a name on the hub.")
     ] = "all-MiniLM-L6-v2",
     decoder: Annotated[
-        str, typer.Option(help="Base of SP_SLM and SP_LLM: pair/slm, a folder, or a name.")
+        str, typer.Option(help="Base of SP_SLM, SP_LLM and SD: pair/slm, a folder, or a name.")
     ] = "pair/slm",
-    threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.7,
+    threshold: Annotated[float, typer.Option(help="Cosine above which two texts are alike.", min=-1.0, max=1.0)] = 0.95,
     requests: Annotated[int | None, typer.Option(min=2, help="Learn from only so many requests.")] = None,
+    family: Annotated[
+        list[str] | None, typer.Option(help="Learn from this family of tasks only; may be repeated.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the training.")] = 1,
+    judge: Annotated[bool, typer.Option("--judge", help="Do not train: judge the estimators in --out.")] = False,
+    fine_tune_every: Annotated[
+        int, typer.Option(min=1, help="With --judge: requests after which they learn on.")
+    ] = 500,
 ) -> None:
-    """Train HERA's estimators on a scenario's training requests: minutes on one core with the packaged bases."""
+    """Train HERA's estimators on a scenario's training requests, or judge them on its own: minutes with the packaged bases.
+
+    A training that was interrupted goes on where it stopped.
+    """
+    from sim.estimator_run import accuracy_table, evaluate_on, train_on
     from sim.loading import load_scenario
+    from sim.policies.hera.trained import PACKAGED, read_card
     from sim.policies.hera.training import Plan
-    from sim.profiling import train_on
     from sim.progress import step_progress
 
     loaded = load_scenario(scenario, settings or [])
+    folder = PACKAGED.get(str(out), out) if judge else out
     with step_progress(Console(stderr=True)) as progress:
-        card = train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, out, progress)
-    typer.echo(
-        f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {sum(card.seconds.values()):.0f} s)"
-    )
+        if judge:
+            judged = list(evaluate_on(loaded, folder, fine_tune_every, progress))
+        else:
+            train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, family, folder, progress)
+    card = read_card(folder)
+    if judge:
+        Console().print(accuracy_table(card, judged))
+    else:
+        seconds = sum(card.seconds.values())
+        typer.echo(f"estimators: {out} ({card.requests:,} requests of {', '.join(card.families)}, {seconds:.0f} s)")
 
 
 @commands.command()

@@ -1,4 +1,4 @@
-"""HERA's offline profile of a scenario's training requests as two tables, and estimators trained on it.
+"""HERA's offline profile of a scenario's training requests as two tables.
 
 The tables are what estimators learn from and what the profile's figures show: requests (URC: are the two models' final outputs alike)
 and subtasks (SP_SLM, SP_LLM: the next subtask by who runs this one; DP: the S-L distance).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +15,8 @@ import numpy.typing as npt
 
 from sim.loading import LoadedScenario
 from sim.policies.base import Study
-from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.profile import profile_of
 from sim.policies.hera.similarity import EmbeddingSimilarity
-from sim.policies.hera.trained import Card
-from sim.policies.hera.training import Plan, Progress, train_estimators
 from sim.policies.trees import grow_trees, training_of, two_models, worth
 from sim.study import study_of
 from sim.workload import build_workload
@@ -44,17 +40,6 @@ def training_requests(loaded: LoadedScenario) -> Study:
     seed = loaded.scenario.seeds[0]
     workload = build_workload(loaded.scenario, seed, loaded.path)
     return training_of(study_of(loaded.scenario, workload, seed), "hera")
-
-
-def train_on(
-    loaded: LoadedScenario, threshold: float, plan: Plan, requests: int | None, out: Path, progress: Progress
-) -> Card:
-    """Train HERA's estimators on the first `requests` of a scenario's training requests (None: on all) and write them into `out`."""
-    training = training_requests(loaded)
-    if requests is not None:
-        training = training._replace(tasks=training.tasks[:requests])
-    profile = profile_of(training, EmbeddingSimilarity(PACKAGED_ENCODER), threshold)
-    return train_estimators(profile, PACKAGED_ENCODER, threshold, plan, out, progress)
 
 
 def profile_tables(training: Study, similarity: EmbeddingSimilarity, threshold: float) -> ProfileTables:

@@ -293,6 +293,13 @@ class Writer:
         texts = self._tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
+    def write(self, messages: tuple[Message, ...]) -> str:
+        """Write after this conversation whether or not that is known."""
+        import torch
+
+        with one_thread(), torch.inference_mode():
+            return self._generated([self._prompt(messages)])[0]
+
     def __call__(self, messages: tuple[Message, ...]) -> str:
         """What is written after this conversation."""
         if messages not in self._known:

@@ -26,6 +26,11 @@ Similar = Callable[[str, str], bool]
 class Estimators(Protocol):
     """What HERA believes of a request and its subtasks."""
 
+    @property
+    def prediction_s(self) -> float:
+        """Time to predict one subtask, s."""
+        ...
+
     def prepare(self, study: Study) -> None:
         """Learn, or look up."""
         ...
@@ -65,6 +70,8 @@ def small_steps(here: Outlook, similar: Similar) -> list[Outlook]:
 
 class _FromTrees:
     """What follows from an outlook that is a recorded tree, the request's own or another's."""
+
+    prediction_s = 0.0
 
     def distance(self, call: ModelCall, here: Outlook, similar: Similar) -> float:
         """Counted in the tree."""

@@ -71,8 +71,8 @@ class HeraOptions(PolicyOptions):
     """What a second of waiting counts for in that difference, $."""
     embedding_s: NonNegative = 0.012
     """Time to embed one text, s (about 82 texts/s on one CPU thread, measured)."""
-    prediction_s: NonNegative = 0.0
-    """Time to predict one subtask's text, s."""
+    prediction_s: NonNegative | None = None
+    """Time to predict one subtask's text, s; as measured for trained estimators, else none, unless told."""
 
 
 @dataclass(slots=True)
@@ -173,17 +173,18 @@ class Hera(RoutingPolicy):
             self._classify(request, seen.call.task, effort)
         if request.small:
             return self._placement(seen.small, request.reason, effort)
-        if request.committed:
-            request.committed -= 1
-            return self._placement(seen.small, request.reason, effort)
-        if request.then_large:
-            request.then_large = False
-            return self._placement(seen.large, f"rest of {request.reason}", effort)
+        branch = request.branches.setdefault(seen.call.branch, _Branch())
+        if branch.committed:
+            branch.committed -= 1
+            return self._placement(seen.small, branch.reason, effort)
+        if branch.then_large:
+            branch.then_large = False
+            return self._placement(seen.large, f"rest of {branch.reason}", effort)
         verdict = self._decide(seen, effort)
         if not verdict.small_subtasks:
             return self._placement(seen.large, verdict.reason, effort)
-        request.committed, request.then_large = verdict.small_subtasks - 1, verdict.then_large
-        request.reason = verdict.reason
+        branch.committed, branch.then_large = verdict.small_subtasks - 1, verdict.then_large
+        branch.reason = verdict.reason
         return self._placement(seen.small, verdict.reason, effort)
 
     def learn(self, row: RequestRow) -> None:
@@ -192,7 +193,8 @@ class Hera(RoutingPolicy):
 
     def _placement(self, tier: str, reason: str, effort: _Effort) -> Placement:
         options = self.options
-        took_s = effort.embeddings * options.embedding_s + effort.predictions * options.prediction_s
+        prediction_s = self._estimators.prediction_s if options.prediction_s is None else options.prediction_s
+        took_s = effort.embeddings * options.embedding_s + effort.predictions * prediction_s
         return Placement(tier, reason, decided=took_s > 0.0, decision_s=options.decision_s + took_s)
 
     def _classify(self, request: _Request, task: Task, effort: _Effort) -> None:
@@ -204,7 +206,7 @@ class Hera(RoutingPolicy):
 
     def _threshold(self, seen: Observation) -> float:
         """kappa, lower while the large tier is dearer than it was on average, higher while it is cheaper."""
-        kappa, forecast, options = self.kappa(seen.call.position), self._forecast, self.options
+        kappa, forecast, options = self.kappa(_steps_before(seen.call)), self._forecast, self.options
         if forecast is None or not options.dear_weight:
             return kappa
         more_usd = extra_usd(seen, forecast, options.time_usd_per_s)
@@ -275,3 +277,8 @@ class Hera(RoutingPolicy):
         if one_by_one and passed:
             return _Verdict(passed + 1, f"sd {passed} of {len(parts)} parts", then_large=True)
         return None
+
+
+def _steps_before(call: ModelCall) -> int:
+    """How many subtasks come before this one: its position in a chain, those of its own conversation in a branch."""
+    return sum(message.role == "assistant" for message in call.messages) if call.branch else call.position

@@ -33,7 +33,10 @@ PACKAGED = {"pair": Path(__file__).parent / "weights" / "pair"}
 
 @dataclass(frozen=True)
 class Card:
-    """What a folder of estimators is for and how it was made; texts were alike from `threshold` on."""
+    """What a folder of estimators is for and how it was made.
+
+    Texts were alike from `threshold` on. `prediction_s` is the time to predict one step by itself, as measured where it was trained.
+    """
 
     models: tuple[str, str]
     families: tuple[str, ...]
@@ -43,6 +46,7 @@ class Card:
     threshold: float
     requests: int
     seed: int
+    prediction_s: float
     seconds: dict[str, float]
     losses: dict[str, list[float]]
 
@@ -92,6 +96,11 @@ class Trained:
         self._folder = PACKAGED.get(name, Path(name))
         self._similarity, self._any_family, self._horizon = similarity, any_family, horizon
         self._card = read_card(self._folder)
+
+    @property
+    def prediction_s(self) -> float:
+        """As measured."""
+        return self._card.prediction_s
 
     def prepare(self, study: Study) -> None:
         """Load, and predict ahead what the study's requests will need. Raises InputError for estimators of other models or tasks."""
@@ -166,10 +175,20 @@ class Loaded:
     steps: tuple[Writer, Writer]
     decomposer: Writer
 
+    @property
+    def named(self) -> dict[str, TextClassifier | Writer]:
+        """By the names of their folders."""
+        return dict(zip(FOLDERS, (self.request, self.distance, *self.steps, self.decomposer), strict=True))
+
 
 @cache
 def load_models(folder: Path) -> Loaded:
     """The models of a folder, once a process: what they have predicted is shared."""
+    return read_models(folder)
+
+
+def read_models(folder: Path) -> Loaded:
+    """The models of a folder, for oneself. Raises InputError where one is missing."""
     card = read_card(folder)
     for name in FOLDERS:
         if not (folder / name).is_dir():

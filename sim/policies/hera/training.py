@@ -14,13 +14,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, cast
 
 from sim.policies.hera.adapters import DECODER_BATCH, ENCODER_BATCH, ScoredText, TextClassifier, Writer, load_base
 from sim.policies.hera.outlook import ROLES, Role
 from sim.policies.hera.predictions import Prediction, as_text, with_goal
 from sim.policies.hera.profile import Profile, ProfiledSubtask
-from sim.policies.hera.trained import DISTANCES, Card
+from sim.policies.hera.trained import DISTANCES, Card, Loaded
 from workloads.errors import InputError
 from workloads.expansion import Node
 from workloads.task import Message
@@ -55,6 +56,11 @@ class Job(NamedTuple):
     classes: int
     rows: Sequence[Any]
     epochs: int
+    rate: float
+
+    def steps(self, epochs: int) -> int:
+        """Batches of so many epochs."""
+        return epochs * math.ceil(len(self.rows) / (ENCODER_BATCH if self.classes else DECODER_BATCH))
 
 
 def train_estimators(
@@ -71,8 +77,10 @@ def train_estimators(
     fresh = _unfinished(out.with_name(out.name + ".partial"), f"{plan} {threshold} {hash_of(profile)}")
     trained = {job.name: _trained(job, plan, fresh / job.name, progress) for job in jobs(profile, threshold, plan)}
     families = tuple(sorted({row.task.family for row in profile.requests}))
+    asked = [row.outlook.node.call.messages for row in profile.subtasks]
+    prediction_s = _alone_s(Writer(plan.decoder, fresh / ROLES[0]), asked)
     card = Card(
-        profile.models, families, plan.encoder, plan.decoder, similarity_encoder, threshold, len(profile.requests), plan.seed,
+        profile.models, families, plan.encoder, plan.decoder, similarity_encoder, threshold, len(profile.requests), plan.seed, prediction_s,
         {name: seconds for name, (seconds, _) in trained.items()}, {name: losses for name, (_, losses) in trained.items()},
     )  # fmt: skip
     card.write(fresh)
@@ -83,15 +91,28 @@ def train_estimators(
     return card
 
 
+def _alone_s(writer: Writer, asked: Sequence[tuple[Message, ...]]) -> float:
+    """Median time to write one step by itself on one thread, s, over 20 conversations."""
+    times = list[float]()
+    for messages in asked[:20]:
+        begun_s = time.perf_counter()
+        writer.write(messages)
+        times.append(time.perf_counter() - begun_s)
+    return round(median(times), 4)
+
+
 def jobs(profile: Profile, threshold: float, plan: Plan) -> list[Job]:
     """What is to be trained on a profile."""
     subtasks = sample(profile.subtasks, plan.most_subtasks, plan.seed)
     distances = distance_rows(sample(subtasks, plan.most_distances, plan.seed))
     return [
-        *(Job(role, 0, step_rows(subtasks, role, profile.models), plan.decoder_epochs) for role in ROLES),
-        Job("parts", 0, part_rows(subtasks, profile.models[0]), plan.decoder_epochs),
-        Job("request", 2, request_rows(profile, threshold), plan.request_epochs),
-        Job("distance", len(DISTANCES), distances, plan.distance_epochs),
+        *(
+            Job(role, 0, step_rows(subtasks, role, profile.models), plan.decoder_epochs, plan.decoder_rate)
+            for role in ROLES
+        ),
+        Job("parts", 0, part_rows(subtasks, profile.models[0]), plan.decoder_epochs, plan.decoder_rate),
+        Job("request", 2, request_rows(profile, threshold), plan.request_epochs, plan.encoder_rate),
+        Job("distance", len(DISTANCES), distances, plan.distance_epochs, plan.encoder_rate),
     ]
 
 
@@ -102,16 +123,13 @@ def _trained(job: Job, plan: Plan, folder: Path, progress: Progress) -> tuple[fl
         seconds, losses = json.loads(done.read_text())
         return seconds, losses
     begun_s = time.perf_counter()
-    batch = ENCODER_BATCH if job.classes else DECODER_BATCH
-    on_step = progress(job.name, job.epochs * math.ceil(len(job.rows) / batch))
-    if job.classes:
-        classifier = TextClassifier(plan.encoder, job.classes, seed=plan.seed)
-        losses = classifier.fit(job.rows, job.epochs, plan.encoder_rate, plan.seed, on_step)
-        classifier.save(folder)
-    else:
-        writer = Writer(plan.decoder, seed=plan.seed)
-        losses = writer.fit(job.rows, job.epochs, plan.decoder_rate, plan.seed, on_step)
-        writer.save(folder)
+    model = (
+        TextClassifier(plan.encoder, job.classes, seed=plan.seed)
+        if job.classes
+        else Writer(plan.decoder, seed=plan.seed)
+    )
+    losses = model.fit(job.rows, job.epochs, job.rate, plan.seed, progress(job.name, job.steps(job.epochs)))
+    model.save(folder)
     seconds = round(time.perf_counter() - begun_s, 1)
     done.write_text(json.dumps([seconds, losses]))
     return seconds, losses
@@ -125,6 +143,12 @@ def _unfinished(folder: Path, plan: str) -> Path:
         folder.mkdir(parents=True)
         told.write_text(plan)
     return folder
+
+
+def fine_tune(models: Loaded, profile: Profile, threshold: float, plan: Plan, progress: Progress) -> None:
+    """One more epoch, at a third of the rate, on what was seen since."""
+    for job in jobs(profile, threshold, plan):
+        models.named[job.name].fit(job.rows, 1, job.rate / 3, plan.seed, progress(job.name, job.steps(1)))
 
 
 def hash_of(profile: Profile) -> str:
