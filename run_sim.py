@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from serve.nodes.commands import cluster
 from sim.commands import ScenarioFile, Settings, commands
+from sim.tmo.m4a1_commands import tmo
 from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Commands(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             kept = ": what is finished is kept; the same command goes on from here"
-            console.print(f"interrupted{kept if ctx.invoked_subcommand in ('run', 'record', 'train') else ''}")
+            console.print(f"interrupted{kept if ctx.invoked_subcommand in ('run', 'record', 'train', 'tmo') else ''}")
             raise typer.Exit(130) from None
 
 
@@ -67,6 +68,7 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(cluster, name="cluster")
+app.add_typer(tmo, name="tmo")
 
 
 def live_models(

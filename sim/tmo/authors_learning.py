@@ -5,6 +5,9 @@ What is kept of a trained policy is the network that chooses its action, as arra
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +17,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from sim.tmo.authors import Setting
-from sim.tmo.logged import FloatArray, LoggedTurns
+from sim.tmo.logged import FloatArray
 from sim.tmo.recorded_walk import RecordedWalk, observed
-from sim.tmo.responses import ResponseModel
 from sim.tmo.turn_policies import TurnPolicy, greedy
 from workloads.errors import InputError
 
@@ -65,13 +67,9 @@ class Network(NamedTuple):
 
 
 def trained(
-    learner: str, setting: Setting, model: ResponseModel, turns: LoggedTurns, seed: int,
-    *, budgets: bool = False, steps: int = STEPS, on_steps: Callable[[], None] = lambda: None,
-) -> Network:  # fmt: skip
-    """A policy trained on the recorded walk through `turns`, whose responses `model` gives; one thread, repeatable.
-
-    `on_steps` is called once every REPORT_EVERY steps.
-    """
+    learner: str, environment: RecordedWalk, seed: int, steps: int = STEPS, on_steps: Callable[[], None] = lambda: None
+) -> Network:
+    """A policy trained on a recorded walk; one thread, repeatable. `on_steps` is called once every REPORT_EVERY steps."""
     import stable_baselines3
 
     def report(local: dict[str, Any], _: dict[str, Any]) -> bool:
@@ -79,11 +77,20 @@ def trained(
             on_steps()
         return True
 
-    environment = RecordedWalk(setting, model, turns, budgets=budgets)
     with threadpool_limits(1):
         algorithm = getattr(stable_baselines3, learner)("MlpPolicy", environment, seed=seed, device="cpu")
         algorithm.learn(steps, callback=report)
     return network_of(algorithm)
+
+
+def training_key(learner: str, environment: RecordedWalk, seed: int, steps: int) -> str:
+    """A hash of all that a trained policy depends on: what is walked through, the learner and the programs' versions."""
+    digest = hashlib.sha256(environment.fingerprint())
+    versions = [importlib.metadata.version(name) for name in ("numpy", "torch", "stable-baselines3", "gymnasium")]
+    digest.update(json.dumps([learner, seed, steps, versions]).encode())
+    for name in ("authors_learning", "recorded_walk"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def network_of(algorithm: Any) -> Network:

@@ -61,13 +61,14 @@ class Behaviour:
 class Judged(NamedTuple):
     """A policy's value three ways, and what stands behind it.
 
-    `effective` is Kish's effective number of turns behind the weighted estimates, of `turns`; `unsupported` the share of the policy's
+    `advantage` is the doubly robust value less that of the policy it is compared with. `effective` is Kish's effective number of turns behind the weighted estimates, of `turns`; `unsupported` the share of the policy's
     decisions on a (kind, action) that the log tried fewer than LEAST_TURNS times: about those nobody knows.
     """
 
     direct: Interval
     weighted: Interval
     doubly_robust: Interval
+    advantage: Interval
     effective: float
     turns: int
     unsupported: float
@@ -92,36 +93,77 @@ class Part(NamedTuple):
 
 
 def judged(
-    parts: Sequence[Part], make: MakeModel, behaviour: Behaviour, horizon: Horizon = "turn", *, seed: int = 0, resamples: int = 500
+    parts: Sequence[Part], make: MakeModel, behaviour: Behaviour, horizon: Horizon = "turn",
+    *, against: Sequence[Part] | None = None, seed: int = 0, resamples: int = 500,
 ) -> Judged:  # fmt: skip
     """The value of a policy, or of policies trained alike on the rest of each part; 95 % BCa bootstrap intervals over dialogues.
 
     The response model of a part is made of that part alone: what a policy was trained on may not judge it. It is fitted anew in every
-    resample. Draws depend on `seed` only, so policies are compared on the same resamples.
+    resample. `against` are the same parts with another policy, for a paired difference. Draws depend on `seed` only.
     """
-    pieces = [_piece(part, make, behaviour, horizon, seed) for part in parts]
-    all_of = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in _COLUMNS}
-    ends = np.cumsum([len(piece.share) for piece in pieces])
-    dialogue = np.concatenate([_numbered(part.turns) + end for part, end in zip(parts, ends, strict=True)])
+    evidence = _Evidence(parts, make, behaviour, horizon, seed)
+    other = _Evidence(against, make, behaviour, horizon, seed) if against is not None else None
 
-    def values(rows: IntArray) -> tuple[float, float, float]:
-        share, position, weight = (all_of[name][rows] for name in ("share", "position", "weight"))
-        certain, expected = (float(np.average(all_of[name][rows], weights=share)) for name in ("certain", "expected"))
-        weighted = _normalised(all_of["response"][rows], weight, share, position, horizon)
-        correction = _normalised(all_of["residual"][rows], weight, share, position, horizon, nowhere=0.0)
-        direct = certain
-        for piece, end in zip(pieces, ends, strict=True):
-            own = rows[(rows >= end - len(piece.share)) & (rows < end)] - (end - len(piece.share))
-            if len(own):
-                direct += float(piece.share[own] @ _direct(piece, own, make)) / share.sum()
-        return direct, certain + weighted, certain + expected + correction
+    def values(rows: IntArray) -> tuple[float, float, float, float]:
+        robust = evidence.robust(rows)
+        return (
+            evidence.direct(rows),
+            evidence.weighted(rows),
+            robust,
+            robust - other.robust(rows) if other else math.nan,
+        )
 
-    direct, weighted, robust = bootstrap_metric(values, dialogue, np.random.default_rng(seed), resamples)
-    weight, share = all_of["weight"], all_of["share"]
+    intervals = bootstrap_metric(values, evidence.dialogue, np.random.default_rng(seed), resamples)
+    weight, share = evidence.columns["weight"], evidence.columns["share"]
     effective = float(weight.sum() ** 2 / (weight @ weight)) if weight.any() else 0.0
-    return Judged(
-        direct, weighted, robust, effective, len(weight), float(np.average(all_of["unsupported"], weights=share))
-    )
+    direct, weighted, robust, advantage = intervals
+    unsupported = float(np.average(evidence.columns["unsupported"], weights=share))
+    return Judged(direct, weighted, robust, advantage, effective, len(weight), unsupported)
+
+
+class _Evidence:
+    """What the parts say of a policy, as columns over the turns of all parts; the estimates are functions of row numbers."""
+
+    def __init__(
+        self, parts: Sequence[Part], make: MakeModel, behaviour: Behaviour, horizon: Horizon, seed: int
+    ) -> None:
+        self._pieces = [_piece(part, make, behaviour, horizon, seed) for part in parts]
+        self._make, self._horizon = make, horizon
+        self.columns = {name: np.concatenate([getattr(piece, name) for piece in self._pieces]) for name in _COLUMNS}
+        self._ends = np.cumsum([len(piece.share) for piece in self._pieces])
+        self.dialogue = np.concatenate(
+            [_numbered(part.turns) + end for part, end in zip(parts, self._ends, strict=True)]
+        )
+
+    def direct(self, rows: IntArray) -> float:
+        """By response models fitted on these rows, each on those of its part."""
+        total = 0.0
+        for piece, end in zip(self._pieces, self._ends, strict=True):
+            start = end - len(piece.share)
+            own = rows[(rows >= start) & (rows < end)] - start
+            if len(own):
+                total += float(piece.share[own] @ _direct(piece, own, self._make))
+        return total / float(self.columns["share"][rows].sum()) + self._mean("certain", rows)
+
+    def weighted(self, rows: IntArray) -> float:
+        """By what the log's answers were worth."""
+        return self._mean("certain", rows) + self._normalised("response", rows, math.nan)
+
+    def robust(self, rows: IntArray) -> float:
+        """By response models, corrected by what they miss."""
+        return self._mean("certain", rows) + self._mean("expected", rows) + self._normalised("residual", rows, 0.0)
+
+    def _mean(self, name: str, rows: IntArray) -> float:
+        return float(np.average(self.columns[name][rows], weights=self.columns["share"][rows]))
+
+    def _normalised(self, name: str, rows: IntArray, nowhere: float) -> float:
+        """The weighted mean of a column, at each position of a dialogue for that horizon; `nowhere` counts where no turn has weight."""
+        values, weight, share, position = (self.columns[of][rows] for of in (name, "weight", "share", "position"))
+        group = position if self._horizon == "dialogue" else np.zeros_like(position)
+        turns, mass, total = (np.bincount(group, of) for of in (share, share * weight, share * weight * values))
+        means = np.divide(total, mass, out=np.full(len(turns), nowhere), where=mass > 0)
+        kept = turns > 0
+        return float((turns[kept] @ means[kept]) / turns.sum())
 
 
 _COLUMNS = ("share", "position", "weight", "response", "expected", "residual", "certain", "unsupported")
@@ -192,22 +234,6 @@ def _direct(piece: _Piece, rows: IntArray, make: MakeModel) -> FloatArray:
     responses = predicted(make().fit(piece.turns.rows(rows)), piece.turns.layout, piece.features[rows])
     expected: FloatArray = (piece.probabilities[rows] * responses).sum(axis=1)
     return expected
-
-
-def _normalised(
-    values: FloatArray,
-    weight: FloatArray,
-    share: FloatArray,
-    position: IntArray,
-    horizon: Horizon,
-    nowhere: float = math.nan,
-) -> float:
-    """The weighted mean of values: over all turns, or of each position of a dialogue; `nowhere` counts where no turn has weight."""
-    group = position if horizon == "dialogue" else np.zeros_like(position)
-    turns, mass, total = (np.bincount(group, of) for of in (share, share * weight, share * weight * values))
-    means = np.divide(total, mass, out=np.full(len(turns), nowhere), where=mass > 0)
-    kept = turns > 0
-    return float((turns[kept] @ means[kept]) / turns.sum())
 
 
 def _numbered(turns: LoggedTurns) -> IntArray:

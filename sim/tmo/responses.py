@@ -80,7 +80,7 @@ class TaskActionMeans:
     at the place's own mean, which is not shrunk: cells nobody tried stand at what is known around them.
     """
 
-    def __init__(self, shrinkage: float = 10.0) -> None:
+    def __init__(self, shrinkage: float = 3.0) -> None:
         self._shrinkage = shrinkage
 
     def fit(self, turns: LoggedTurns) -> Self:

@@ -150,7 +150,7 @@ def test_a_trained_policy_is_kept_without_pickle(learner: str, turns: LoggedTurn
     import stable_baselines3
 
     setting, model = Setting(turns.layout), NearestNeighbours().fit(turns)
-    network = trained(learner, setting, model, turns, seed=5, steps=300)
+    network = trained(learner, RecordedWalk(setting, model, turns), seed=5, steps=300)
     algorithm = getattr(stable_baselines3, learner)(
         "MlpPolicy", RecordedWalk(setting, model, turns), seed=5, device="cpu"
     )
