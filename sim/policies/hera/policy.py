@@ -76,14 +76,22 @@ class HeraOptions(PolicyOptions):
 
 
 @dataclass(slots=True)
-class _Request:
-    """What is decided of a request: small throughout, or for so many subtasks more, and whether the one after them goes large."""
+class _Branch:
+    """What is decided of a chain of subtasks: so many more go small, and whether the one after them goes large."""
 
-    embedded: set[str] = field(default_factory=set)
-    small: bool = False
     committed: int = 0
     then_large: bool = False
     reason: str = ""
+
+
+@dataclass(slots=True)
+class _Request:
+    """What is decided of a request: small throughout, or branch by branch; a request that is a chain has one."""
+
+    embedded: set[str] = field(default_factory=set)
+    small: bool = False
+    reason: str = ""
+    branches: dict[int, _Branch] = field(default_factory=dict)
 
 
 class _Verdict(NamedTuple):
