@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import typer  # noqa: E402 - after the path, like all of the project's own
+from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -38,9 +39,11 @@ from serve.backend import RayServeBackend  # noqa: E402
 from serve.deployments import TierDeployment  # noqa: E402
 from serve.generation import ModelSpec  # noqa: E402
 from serve.live import connected  # noqa: E402
+from sim.progress import step_progress  # noqa: E402
 from workloads.task import Message, ModelCall, Task  # noqa: E402
 
 WAYS = ("direct", "bulk", "single")
+_WORDS = {"direct": "direct", "bulk": "Serve, in bulk", "single": "Serve, one by one"}
 
 
 Answers = list[tuple[str, int]]
@@ -83,12 +86,17 @@ def main(
 ) -> None:
     """Measure and print."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    results = {}
-    with tempfile.TemporaryDirectory() as folder, connected(None, (1, 1)):
-        for name in models.split(","):
+    results, names = {}, models.split(",")
+    with (
+        step_progress(Console(stderr=True)) as progress,
+        tempfile.TemporaryDirectory() as folder,
+        connected(None, (1, 1)),
+    ):
+        done = {name: progress(f"{Path(name).name}: {calls:,} calls", (repeats + 1) * len(WAYS)) for name in names}
+        for name in names:
             spec, asked = the_model(name, Path(folder), calls, width, max_tokens)
             with ways(spec, asked, batch) as prepared:
-                results[name] = summarise(measure(prepared, repeats), spec)
+                results[name] = summarise(measure(prepared, repeats, done[name]), spec)
     print(json.dumps(as_object(results, calls, batch), indent=1) if as_json else "", end="")
     if not as_json:
         Console().print(as_table(results))
@@ -158,8 +166,10 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[Timed]]:
-    """Every way in every repeat; a first one is thrown away."""
+def measure(
+    prepared: Mapping[str, Way], repeats: int, on_answered: Callable[[], None] = lambda: None
+) -> dict[str, list[Timed]]:
+    """Every way in every repeat; a first one is thrown away. `on_answered` is told whenever a way is through its calls."""
     runs: dict[str, list[Timed]] = {name: [] for name in prepared}
     for repeat in range(repeats + 1):
         for name, way in prepared.items():
@@ -168,6 +178,7 @@ def measure(prepared: Mapping[str, Way], repeats: int) -> dict[str, list[Timed]]
             timed = Timed(answers, time.perf_counter() - began_s, way.cpu_s() - cpu_s)
             if repeat:
                 runs[name].append(timed)
+            on_answered()
     return runs
 
 
@@ -210,26 +221,20 @@ def as_object(results: Mapping[str, Any], calls: int, batch: int) -> dict[str, A
 
 
 def as_table(results: Mapping[str, Any]) -> Table:
-    """The result for people."""
-    table = Table("model", header_style="bold")
-    for head in (
-        "parameters",
-        "tokens",
-        "direct tokens/s",
-        "bulk",
-        "ratio",
-        "CPU ratio",
-        "one by one",
-        "ratio",
-        "CPU ratio",
-    ):
-        table.add_column(head, justify="right")
+    """The result for people: a row for each model and way, ratios to `direct`."""
+    table = Table(box=box.SIMPLE, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("model", overflow="fold")
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("way", no_wrap=True)
+    for head in ("tokens", "tokens/s", "ratio", "CPU ratio"):
+        table.add_column(head, justify="right", no_wrap=True)
     for name, result in results.items():
-        rates = result["tokens_per_s"]
-        row = [f"{result['parameters']:,}", f"{result['tokens']:,}", f"{rates['direct']:,.0f}"]
-        for way in WAYS[1:]:
-            row += [f"{rates[way]:,.0f}", f"{result[f'ratio_{way}']:.2f}", f"{result[f'cpu_ratio_{way}']:.2f}"]
-        table.add_row(Path(name).name, *row)
+        whose = [Path(name).name, f"{result['parameters']:,}"]
+        for way in WAYS:
+            ratios = [f"{result[f'{kind}_{way}']:.2f}" if way != WAYS[0] else "" for kind in ("ratio", "cpu_ratio")]
+            table.add_row(*whose, _WORDS[way], f"{result['tokens']:,}", f"{result['tokens_per_s'][way]:,.0f}", *ratios)
+            whose = ["", ""]
+        table.add_section()
     return table
 
 

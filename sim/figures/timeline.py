@@ -19,7 +19,7 @@ from sim.run_tables import RunTables
 MOST_REQUESTS = 5
 _AGENT = "agent"
 _FAILED, _GIVEN_UP = "////", "...."
-_HATCHES = {_FAILED: "failed attempt", _GIVEN_UP: "answer given up, done again elsewhere"}
+_HATCHES = {_FAILED: "failed attempt", _GIVEN_UP: "answer given up"}
 _INVISIBLE_S = 1e-6
 _CHARACTER_SHARE = 0.0074
 """Width of a small character as a share of a panel's width."""
