@@ -8,7 +8,7 @@ import pytest
 
 from sim.policies.base import Observation, Study
 from sim.policies.hera import policy as hera_policy
-from sim.policies.hera.budget import Budgets, Forecast, Needs, RunningMean, extra_usd, within
+from sim.policies.hera.budget import Budgets, Forecast, Needs, RunningMean, Worth, extra_usd, late_risk, within
 from sim.policies.hera.policy import Hera, HeraOptions
 from tests.policies import IdleSignals, decisions, observation, placed
 from tests.policies.test_hera import Equality, full, text_study
@@ -59,8 +59,17 @@ def test_needs_by_hand() -> None:
     assert forecast.subtask(seen, "small") == pytest.approx(Needs(tokens * 5e-8, 0.06))
     assert forecast.subtask(seen, "large") == pytest.approx(Needs(tokens * 1e-6, 0.15))
     assert forecast.rest(seen) == pytest.approx(Needs(2 * tokens * 5e-8, 0.12))
-    assert extra_usd(seen, forecast, 0.0) == pytest.approx(tokens * 9.5e-7)
-    assert extra_usd(seen, forecast, 1.0) == pytest.approx(tokens * 9.5e-7 + 0.09)
+    assert extra_usd(seen, forecast, Worth()) == pytest.approx(tokens * 9.5e-7)
+    assert extra_usd(seen, forecast, Worth(second_usd=1.0)) == pytest.approx(tokens * 9.5e-7 + 0.09)
+    # .06 or .15 s now and twice .06 s after it: late for sure at .2 s in the one case, hardly in the other
+    near = seen._replace(deadline_s=1.2)  # a second has gone by
+    risks = [late_risk(0.18, 0.2), late_risk(0.27, 0.2)]
+    assert risks == pytest.approx([0.3556, 0.8063], abs=1e-4)  # normal: 1 - Phi(.3704), 1 - Phi(-.8642)
+    late = extra_usd(near, forecast, Worth(late_usd=0.01)) - extra_usd(near, forecast, Worth())
+    assert late == pytest.approx(0.01 * (risks[1] - risks[0]))
+    assert extra_usd(seen, forecast, Worth(late_usd=0.01)) == pytest.approx(
+        extra_usd(seen, forecast, Worth()), abs=1e-9
+    )
 
 
 def test_a_dollar_budget_keeps_subtasks_small() -> None:

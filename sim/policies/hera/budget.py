@@ -6,6 +6,7 @@ decision, and what the tiers cost at this moment (queue, link, prices) can move 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from workloads.task import ModelCall
 
 _BYTES_PER_TOKEN = 4.0
 _MOST_SUBTASKS = 15
+_SPREAD = 0.3
+"""Standard deviation over mean of what is left of a request: answers and numbers of steps vary by about that."""
 
 
 class Budgets(NamedTuple):
@@ -112,10 +115,27 @@ def within(budgets: Budgets, seen: Observation, forecast: Forecast, wanted: Role
     return wanted if share(wanted) <= 1.0 or share(wanted) <= share(other) else other
 
 
-def extra_usd(seen: Observation, forecast: Forecast, usd_per_s: float) -> float:
-    """How much more the large tier costs than the small one for this subtask now, with waiting at `usd_per_s`."""
+class Worth(NamedTuple):
+    """What time counts for: a second of waiting, and missing the request's deadline, $."""
+
+    second_usd: float = 0.0
+    late_usd: float = 0.0
+
+
+def extra_usd(seen: Observation, forecast: Forecast, worth: Worth) -> float:
+    """How much more the large tier costs than the small one for this subtask now: prices, waiting, and the risk of being late."""
     small, large = (forecast.subtask(seen, role) for role in ROLES)
-    return large.usd - small.usd + usd_per_s * (large.latency_s - small.latency_s)
+    extra = large.usd - small.usd + worth.second_usd * (large.latency_s - small.latency_s)
+    if worth.late_usd:
+        rest_s = forecast.rest(seen).latency_s
+        risks = [late_risk(now.latency_s + rest_s, seen.remaining_s) for now in (small, large)]
+        extra += worth.late_usd * (risks[1] - risks[0])
+    return extra
+
+
+def late_risk(expected_s: float, remaining_s: float) -> float:
+    """P(something that takes `expected_s` in the mean takes longer than `remaining_s`), for a normal with a spread of 30 %."""
+    return 0.5 * math.erfc((remaining_s - expected_s) / (_SPREAD * math.sqrt(2.0) * max(expected_s, 1e-9)))
 
 
 class RunningMean:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
 from sim.policies.features import PACKAGED_ENCODER
-from sim.policies.hera.budget import Budgets, Forecast, RunningMean, extra_usd, within
+from sim.policies.hera.budget import Budgets, Forecast, RunningMean, Worth, extra_usd, within
 from sim.policies.hera.estimators import Estimators, Perfect, Retrieval
 from sim.policies.hera.outlook import Outlook, Role, roll
 from sim.policies.hera.similarity import EmbeddingSimilarity
@@ -69,6 +69,8 @@ class HeraOptions(PolicyOptions):
     """How far kappa falls while the large tier is dearer than usual: by this much at twice the usual difference in cost."""
     time_usd_per_s: NonNegative = 0.0
     """What a second of waiting counts for in that difference, $."""
+    late_usd: NonNegative = 0.0
+    """What missing the request's deadline counts for in that difference, $: the risk of it is estimated for either tier."""
     embedding_s: NonNegative = 0.012
     """Time to embed one text, s (about 82 texts/s on one CPU thread, measured)."""
     prediction_s: NonNegative | None = None
@@ -217,7 +219,7 @@ class Hera(RoutingPolicy):
         kappa, forecast, options = self.kappa(_steps_before(seen.call)), self._forecast, self.options
         if forecast is None or not options.dear_weight:
             return kappa
-        more_usd = extra_usd(seen, forecast, options.time_usd_per_s)
+        more_usd = extra_usd(seen, forecast, Worth(options.time_usd_per_s, options.late_usd))
         usual_usd = self._usual.add(more_usd)
         return kappa - float(options.dear_weight) * (more_usd / usual_usd - 1.0) if usual_usd > 0 else kappa
 
