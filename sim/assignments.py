@@ -21,10 +21,14 @@ import numpy.typing as npt
 
 from sim.records import Columns
 from sim.run_tables import RunTables
-from sim.statistics import Interval, cluster_interval
+from sim.statistics import Interval, cluster_interval, proportion_interval
 
-FIELDS = ("wrong", "wrong_small", "wrong_large")
-"""Shares of the compared subtasks: placed elsewhere than by the oracle, small where it has large, large where it has small."""
+FIELDS = ("wrong", "wrong_small", "wrong_large", "wrong_of_large", "wrong_of_small")
+"""Shares of the compared subtasks: placed elsewhere than by the oracle, small where it has large, large where it has small.
+
+The last two are shares of what the oracle places large, and of what it places small. An oracle that needs the large model seldom calls
+whoever never asks it seldom wrong; of what it does need the large model for, all is then wrong.
+"""
 _PREFERRED = "oracle-slm-usage"
 _PREFERRED_SHARE = 0.9
 """HERA's own oracle: the most subtasks on the small model at 90 % of All-LLM's accuracy."""
@@ -133,26 +137,33 @@ def _seeds(tables: RunTables, variant: str, policy: str) -> dict[int, _Cell]:
 
 
 def _compared(own: Mapping[int, _Cell], oracle: Mapping[int, _Cell]) -> dict[str, Any]:
-    small: list[npt.NDArray[np.bool_]] = []
-    large: list[npt.NDArray[np.bool_]] = []
+    mine: list[npt.NDArray[np.bool_]] = []
+    its: list[npt.NDArray[np.bool_]] = []
     tasks: list[str] = []
     seeds: list[int] = []
-    for seed, cell in own.items():
-        if seed not in oracle:
-            continue
-        here, there = cell.placed, oracle[seed].placed
-        _, mine, its = np.intersect1d(_keys(here), _keys(there), assume_unique=True, return_indices=True)
-        small.append(~here.large[mine] & there.large[its])
-        large.append(here.large[mine] & ~there.large[its])
-        tasks += [cell.task_of[request] for request in here.request[mine].tolist()]
-        seeds += [seed] * len(mine)
-    if not tasks:
-        return {"compared": 0, **{f"{field}{end}": None for field in FIELDS for end in ("", "_lo", "_hi")}}
-    too_small, too_large = np.concatenate(small), np.concatenate(large)
+    for seed in [seed for seed in own if seed in oracle]:
+        here, there = own[seed].placed, oracle[seed].placed
+        _, left, right = np.intersect1d(_keys(here), _keys(there), assume_unique=True, return_indices=True)
+        mine.append(here.large[left])
+        its.append(there.large[right])
+        tasks += [own[seed].task_of[request] for request in here.request[left].tolist()]
+        seeds += [seed] * len(left)
+    large, wanted = np.concatenate([np.zeros(0, bool), *mine]), np.concatenate([np.zeros(0, bool), *its])
+    everywhere = np.ones(len(large), bool)
+    kinds = (
+        (large != wanted, everywhere), (~large & wanted, everywhere), (large & ~wanted, everywhere), (~large, wanted), (large, ~wanted),
+    )  # fmt: skip
+    task, seed_of = np.array(tasks, object), np.array(seeds)
     row: dict[str, Any] = {"compared": len(tasks)}
-    for field, wrong in zip(FIELDS, (too_small | too_large, too_small, too_large), strict=True):
-        row |= _bounds(field, cluster_interval(wrong.astype(float), tasks, seeds))
+    for field, (wrong, among) in zip(FIELDS, kinds, strict=True):
+        row |= _bounds(field, _share(wrong[among], task[among], seed_of[among]))
     return row
+
+
+def _share(wrong: npt.NDArray[np.bool_], tasks: npt.NDArray[Any], seeds: npt.NDArray[Any]) -> Interval:
+    """Clustered by task and seed; where none or all are wrong, that few or most of so many are is all one can say (Wilson)."""
+    found = cluster_interval(wrong.astype(float), tasks, seeds)
+    return proportion_interval(int(wrong.sum()), len(wrong)) if found.lo == found.hi else found
 
 
 def _keys(where: Placed) -> IntArray:

@@ -154,6 +154,8 @@ def assignment_table(wrong: Sequence[Mapping[str, Any]], families: Families, sum
         Column("wrong", f"Other than {main}", _PERCENT),
         Column("wrong_small", "wrongly small", _PERCENT),
         Column("wrong_large", "wrongly large", _PERCENT),
+        Column("wrong_of_large", "small, of its large ones", _PERCENT),
+        Column("wrong_of_small", "large, of its small ones", _PERCENT),
         Column("compared", "Subtasks compared", Unit(1.0, "")),
         *(Column(f"wrong {oracle}", f"Other than {oracle}", _PERCENT) for oracle in others),
     ]

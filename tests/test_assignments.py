@@ -16,7 +16,7 @@ from sim.cells import expand_cells, run_cell
 from sim.experiment import run_experiment
 from sim.run_store import RunStore
 from sim.run_tables import RunTables
-from sim.statistics import cluster_interval
+from sim.statistics import cluster_interval, proportion_interval
 from tests.helpers import SWEEP, load_text
 
 ROLES = ("slm", "llm")
@@ -94,7 +94,7 @@ def test_shares_by_hand() -> None:
     tables = run_of({("mine", 1): ["SSL", "LS", "SS"], ("best", 1): ["LSS", "LSL", "LS"]})
     (row,) = wrong_assignments(tables, summary_of(("mine", None), ("best", 0.9)), POLICIES)
     assert (row["policy"], row["oracle"], row["compared"]) == ("mine", "best", 7)
-    assert [row[field] for field in FIELDS] == pytest.approx([3 / 7, 2 / 7, 1 / 7])
+    assert [row[field] for field in FIELDS] == pytest.approx([3 / 7, 2 / 7, 1 / 7, 2 / 3, 1 / 4])
     indicator = [1, 0, 1, 0, 0, 1, 0]
     expected = cluster_interval(indicator, ["t0", "t0", "t0", "t1", "t1", "t2", "t2"], [1] * 7)
     assert (row["wrong_lo"], row["wrong_hi"]) == pytest.approx((max(0.0, expected.lo), min(1.0, expected.hi)))
@@ -132,6 +132,14 @@ def test_the_summary_has_the_share_against_one_oracle() -> None:
     bare = summary_of(("mine", None))
     add_to_summary(bare, POLICIES, wrong_assignments(run_of({("mine", 1): ["SL"]}), bare, POLICIES))
     assert "wrong" not in bare[0]
+
+
+def test_none_wrong_of_few_is_not_certain() -> None:
+    """Four subtasks in two requests, none wrong: up to half may be."""
+    tables = run_of({("mine", 1): ["SL", "SL"], ("best", 1): ["SL", "SL"]})
+    (row,) = wrong_assignments(tables, summary_of(("mine", None), ("best", 0.9)), POLICIES)
+    assert (row["wrong"], row["wrong_lo"]) == (0.0, 0.0)
+    assert row["wrong_hi"] == proportion_interval(0, 4).hi > 0.4
 
 
 def test_nothing_in_common_is_unknown() -> None:

@@ -250,7 +250,7 @@ def test_wrong_assignments_are_a_section_of_their_own(tmp_path: Path) -> None:
     table = assignment_table(full.wrong, Families(full.summary, full.policies), full.summary, "base")
     main = "oracle-cost accuracy_share=0.9"
     assert table.head[0] == (f"Other than {main}", "%")
-    assert len(table.head) == 4 + 3  # the split, the count, and three other points of the oracle
+    assert len(table.head) == 6 + 3  # the split, the count, and three other points of the oracle
     assert [row.name for row in table.rows] == [row["policy"] for row in full.summary]
     for row, summary in zip(table.rows, full.summary, strict=True):
         whole, small, large = (cell.text for cell in row.cells[:3])
