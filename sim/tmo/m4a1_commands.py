@@ -15,6 +15,9 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for resu
 Device = Annotated[str, typer.Option(help="The authors' local device.")]
 Network = Annotated[str, typer.Option(help="The authors' network: wired, wifi, 5g or 4g.")]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps of each learner.")]
+Learner = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="PPO, A2C, DQN, RC-PPO ...; repeatable; default: all six.")
+]
 
 
 @tmo.command()
@@ -25,16 +28,17 @@ def authors(
     network: Network = "wired",
     seeds: Annotated[int, typer.Option(min=1, help="Splits and trainings: seeds 1 to this.")] = 3,
     steps: Steps = 30_000,
+    learner: Learner = None,
 ) -> None:
     """Reproduce the authors' evaluation: policies trained and graded by one and the same table, on their own splits.
 
     An interrupted command goes on where it was: repeat it.
     """
     from sim.progress import step_progress
-    from sim.tmo.m4a1_experiment import experiment
+    from sim.tmo.m4a1_experiment import LEARNED, experiment
     from sim.tmo.m4a1_tables import authors_table, evaluation_rows, summary_rows, write_rows
 
-    trial = experiment(data, out, device, network, steps)
+    trial = experiment(data, out, device, network, steps, learner or LEARNED)
     with step_progress(Console(stderr=True)) as progress:
         rows = trial.evaluations(trial.splits(seeds, authors=True), progress)
     write_rows(trial.folder, "authors", evaluation_rows(rows))
@@ -51,6 +55,7 @@ def judge(
     network: Network = "wired",
     folds: Annotated[int, typer.Option(min=2, help="Parts that are held out in turn.")] = 5,
     steps: Steps = 30_000,
+    learner: Learner = None,
     resamples: Annotated[int, typer.Option(min=20, help="Of the dialogues, for intervals.")] = 500,
 ) -> None:
     """Judge the authors' policies by dialogues they were not trained on: response models, off-policy values, what is not known.
@@ -60,7 +65,7 @@ def judge(
     from sim.figures.judge import draw_judged
     from sim.figures.style import save_figure
     from sim.progress import step_progress
-    from sim.tmo.m4a1_experiment import experiment, means
+    from sim.tmo.m4a1_experiment import LEARNED, experiment, means
     from sim.tmo.m4a1_tables import (
         evaluation_rows,
         judge_table,
@@ -71,7 +76,7 @@ def judge(
     )  # fmt: skip
     from sim.tmo.responses import judged_models
 
-    trial = experiment(data, out, device, network, steps)
+    trial = experiment(data, out, device, network, steps, learner or LEARNED)
     splits = trial.splits(folds, authors=False)
     models = judged_models(trial.turns.zeroed())
     with step_progress(Console(stderr=True)) as progress:

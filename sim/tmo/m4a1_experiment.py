@@ -21,7 +21,7 @@ from sim.tmo.off_policy import Behaviour, Judged, Part, judged
 from sim.tmo.recorded_walk import RecordedWalk
 from sim.tmo.responses import NearestNeighbours, TaskActionMeans
 from sim.tmo.turn_policies import TurnPolicy, best_by_kind, by_kind, fixed, greedy, mixed
-from workloads.errors import InputError
+from workloads.errors import InputError, suggest
 
 Progress = Callable[[str, int], Callable[[], None]]
 """(name, steps) -> what to call after each step."""
@@ -55,6 +55,7 @@ class Experiment:
     turns: LoggedTurns
     setting: Setting
     steps: int
+    learned: tuple[str, ...]
     folder: Path
 
     def splits(self, count: int, *, authors: bool) -> list[Split]:
@@ -77,7 +78,7 @@ class Experiment:
             values = values_of(setting, model)
             yield f"table{suffix}", by_kind(layout, best_by_kind(train, values))
             yield f"greedy{suffix}", greedy(values)
-        for name in LEARNED:
+        for name in self.learned:
             budgets, learner = name.startswith("RC-"), name.removeprefix("RC-")
             environment = RecordedWalk(setting, neighbours, train, budgets=budgets)
             key = training_key(learner, environment, split.seed, self.steps)
@@ -122,14 +123,19 @@ class Experiment:
         return found
 
 
-def experiment(path: Path, out: Path, device: str, network: str, steps: int) -> Experiment:
-    """Read the data and find the folder. Raises InputError for malformed data, an unknown setting, or too few steps."""
+def experiment(
+    path: Path, out: Path, device: str, network: str, steps: int, learned: Sequence[str] = LEARNED
+) -> Experiment:
+    """Read the data and find the folder. Raises InputError for malformed data, an unknown setting or learner, or too few steps."""
     turns = read_m4a1(path)
     setting = Setting(turns.layout, device, network)
+    for name in learned:
+        if name not in LEARNED:
+            raise InputError("--learner", f"there is no {name!r}", suggest(name, LEARNED))
     if steps < REPORT_EVERY:
         raise InputError("--steps", f"{steps} train nothing", f"Give at least {REPORT_EVERY}")
     digest = hashlib.sha256(path.read_bytes() + f"{device} {network} {steps}".encode())
-    return Experiment(turns, setting, steps, out / "m4a1" / digest.hexdigest()[:12])
+    return Experiment(turns, setting, steps, tuple(learned), out / "m4a1" / digest.hexdigest()[:12])
 
 
 def means(rows: Sequence[Row], judge: str) -> Mapping[str, tuple[Evaluated, float]]:
