@@ -7,11 +7,11 @@ under way is taken back, and its row says `abandoned`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from simpy import Environment, Event, Interrupt
+from simpy import Environment, Event, Interrupt, Process
 
 from sim.records import SubtaskRow
 from workloads.agent import Branch, Step, branches_of
@@ -28,20 +28,24 @@ class GivenUp(Exception):
 
 
 class Branches:
-    """The branches of one fork under way; `see_through(branch)` is the work of one. Starts them all now."""
+    """The branches of one fork under way; `see_through(branch)` is the work of one.
 
-    def __init__(self, env: Environment, fork: Step, see_through: Callable[[Branch], Waits]) -> None:
+    Starts the first `most` now (None: all), each further one when another has ended.
+    """
+
+    def __init__(
+        self, env: Environment, fork: Step, see_through: Callable[[Branch], Waits], most: int | None = None
+    ) -> None:
         branches = branches_of(fork)
-        self._env = env
+        self._env, self._see_through = env, see_through
         self._results: list[Any] = [None] * len(branches)
         self._open = len(branches)
         self._failure: Exception | None = None
         self._turn = env.event()  # the last has ended, or the first has failed
-        self._processes = [
-            env.process(self._run(number, see_through(branch))) for number, branch in enumerate(branches)
-        ]
-        for process in self._processes:
-            process.callbacks.append(raise_failure)
+        self._processes: list[Process] = []
+        self._waiting = deque(enumerate(branches))
+        for _ in branches[:most]:
+            self._start()
 
     def joined(self) -> Waits:
         """Wait for all; returns the tuple of results. Raises GivenUp as soon as one branch has, Interrupt when interrupted itself."""
@@ -56,17 +60,25 @@ class Branches:
             raise self._failure
         return tuple(self._results)
 
-    def _run(self, number: int, work: Waits) -> Waits:
+    def _start(self) -> None:
+        process = self._env.process(self._run(*self._waiting.popleft()))
+        process.callbacks.append(raise_failure)
+        self._processes.append(process)
+
+    def _run(self, number: int, branch: Branch) -> Waits:
         try:
-            self._results[number] = yield from work
+            self._results[number] = yield from self._see_through(branch)
         except (GivenUp, Interrupt) as failure:
             self._failure = self._failure or failure
         self._open -= 1
+        if self._waiting and self._failure is None:
+            self._start()
         if not self._turn.triggered and (not self._open or self._failure is not None):
             self._turn.succeed()
 
     def _stop(self, cause: str) -> Waits:
         """Interrupt who is still at it, and wait until they have written their rows: no time passes."""
+        self._waiting.clear()
         under_way = [process for process in self._processes if process.is_alive]
         for process in under_way:
             process.interrupt(cause)

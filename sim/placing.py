@@ -55,7 +55,7 @@ class PolicyPlacer:
         self._scenario, self._path = scenario, scenario_path
         self._seed = scenario.seeds[0] if seed is None else seed
         self._world = LiveWorld(scenario, scenario_path, self._seed)
-        self._count_tokens = pair_tokens if scenario.workload.tasks.kind == "pair" else None
+        self._count_tokens = pair_tokens if scenario.workload.tasks.kind in ("pair", "branching") else None
         study = StudyOnDemand(scenario, scenario_path, self._seed, workload)
         self._variants = tuple(expand_policies(scenario, scenario_path.parent))
         self._listed: dict[str, LivePolicy] = {}

@@ -82,7 +82,8 @@ class RequestProcess:
                     answer = yield from self._subtask(step)
                 else:
                     self.forked = True
-                    answer = yield from Branches(self.world.env, step, self.branch).joined()
+                    most = self.world.client.max_branches
+                    answer = yield from Branches(self.world.env, step, self.branch, most).joined()
                 step = run.send(answer)
         except StopIteration as done:
             outcome: Outcome = done.value

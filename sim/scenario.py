@@ -15,6 +15,7 @@ from sim.profiles import Name, NonNegative, Positive, PriceProfile, Prices, Stri
 from sim.scenario_serving import Inference, LocalNodes, ServedModel, UpstreamApi
 from sim.scenario_workload import (
     Arrivals,
+    BranchingTasks,
     Dialogues,
     Gsm8kTasks,
     HotpotQaTasks,
@@ -32,6 +33,7 @@ from workloads.errors import suggest
 __all__ = [
     "Arrivals",
     "BandwidthFile",
+    "BranchingTasks",
     "Client",
     "Dialogues",
     "Fault",
@@ -59,7 +61,7 @@ __all__ = [
 ]
 
 
-TEXT_TASKS = ("pair", "gsm8k", "hotpotqa")
+TEXT_TASKS = ("pair", "branching", "gsm8k", "hotpotqa")
 """Kinds of tasks that are only asked: a recording or a live model answers them."""
 
 
@@ -87,6 +89,8 @@ class Client(Strict):
     keep_attachments: bool = False
     """What was sent along to a tier stays in the conversation there: later turns see it and do not send it again (false: every turn
     sends its own, as in TMO)."""
+    max_branches: Annotated[int, Field(ge=1)] | None = None
+    """Most branches of a request that run side by side where its agent forks; the others follow. 1 = one after another; null = all."""
     home_power_w: NonNegative = 0.0
     """Power of the user's device while it decides where to run a step, W."""
 

@@ -129,6 +129,24 @@ class PairTasks(Strict):
     """Which draw of tasks; the same number gives the same tasks under every scenario seed, as a recording needs."""
 
 
+class BranchingTasks(Strict):
+    """Independent word problems of the shipped pair, asked side by side and joined by a last one."""
+
+    kind: Literal["branching"]
+    split: Literal["train", "validation", "test"] = "test"
+    """No question is in two splits; the models were trained on the first."""
+    branches: Annotated[tuple[Annotated[int, Field(ge=2, le=4)], ...], Field(min_length=1)] = (2, 3)
+    """How many questions a task falls into, drawn evenly from these."""
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1, le=6)], ...], Field(min_length=1)] = (1, 2)
+    """How many operations hang on each other in a question, drawn evenly from these."""
+    distractors: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(min_length=1)] = (0, 1, 2)
+    """How many sentences a question does not need, drawn evenly from these."""
+    distinct_tasks: Count = 1000
+    """Number of different tasks."""
+    draw: Annotated[int, Field(ge=0)] = 1
+    """Which draw of tasks; the same number gives the same tasks under every scenario seed, as a recording needs."""
+
+
 class Gsm8kTasks(Strict):
     """Word problems from a GSM8K-style file; the agent has a calculator, the last number counts."""
 
@@ -187,6 +205,30 @@ class Dialogues(Strict):
     """Dialogues of the other split that policies may learn from before the run."""
 
 
+class M4a1(Strict):
+    """M4A1 dialogues from a file, answered by a model of their recorded scores (sim/tmo/m4a1_backend.py); labelled `modelled`."""
+
+    kind: Literal["m4a1"]
+    path: str
+    """The JSON file."""
+    split: Literal["train", "test", "all"] = "test"
+    """Dialogues to run, each graded by what the dialogues of its own split were worth; policies may learn from the other split."""
+    folds: Annotated[int, Field(ge=2, le=1000)] = 5
+    """test is one part of so many, train the rest."""
+    responses: Literal["means", "neighbours", "ridge", "bayesian"] = "means"
+    """What expects a response: shrunk means of task kind and action, the authors' nearest neighbours, or a regression."""
+    score_scale: Positive = 2.0
+    """Score that counts as 1; higher ones are cut off. M4A1's go to 9, and 93 % stay within 2."""
+    sorry_is_zero: bool = True
+    """As the authors do: an answer with "sorry", "I don't have" or "can't" scores 0."""
+    image_bytes: Annotated[int, Field(ge=0, le=10**9)] = 368_000
+    """Size of each image, which the file does not hold: a JPEG of 1024 x 1024 pixels at 0.35 bytes each."""
+    image_tokens: Annotated[int, Field(ge=0, le=10**6)] = 765
+    """Tokens of each image in a prompt: GPT-4o's count for 1024 x 1024 pixels."""
+    noise: Share = 0.0
+    """Largest deviation of a response from what the model expects, as a share of the way to 0 or 1."""
+
+
 class Workload(Strict):
     """What is asked, how often, by whom."""
 
@@ -197,9 +239,11 @@ class Workload(Strict):
         | TokenTrace
         | RecordedTasks
         | PairTasks
+        | BranchingTasks
         | Gsm8kTasks
         | HotpotQaTasks
-        | Dialogues,
+        | Dialogues
+        | M4a1,
         Field(discriminator="kind"),
     ]
     """Where tasks and answers come from."""

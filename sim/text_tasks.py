@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sim.loading import data_path
-from sim.scenario import Gsm8kTasks, HotpotQaTasks, PairTasks, Scenario
+from sim.scenario import BranchingTasks, Gsm8kTasks, HotpotQaTasks, PairTasks, Scenario
 from workloads.agent import Agent
 from workloads.errors import InputError
 from workloads.recording import Recording
 from workloads.task import Task
+from workloads.tasks.branching import branching_agent, branching_tasks
 from workloads.tasks.files import gsm8k_agent, gsm8k_tasks, hotpotqa_agent, hotpotqa_tasks
-from workloads.tasks.pair import pair_agent, pair_tasks
+from workloads.tasks.pair import Split, pair_agent, pair_tasks
 
 
 class TextTasks(NamedTuple):
@@ -29,6 +30,8 @@ def _agent(kind: str, metric: str) -> Agent:
     """One agent object a kind, so that equal workloads share it."""
     if kind == "pair":
         return pair_agent()
+    if kind == "branching":
+        return branching_agent()
     return gsm8k_agent() if kind == "gsm8k" else hotpotqa_agent(metric=metric)
 
 
@@ -40,6 +43,9 @@ def text_tasks(scenario: Scenario, scenario_path: Path) -> TextTasks:
         return TextTasks(
             _pair(spec.split, spec.distinct_tasks, spec.draw, spec.families, spec.lengths, spec.distractors), agent
         )
+    if isinstance(spec, BranchingTasks):
+        difficulty = spec.branches, spec.lengths, spec.distractors
+        return TextTasks(_branching(spec.split, spec.distinct_tasks, spec.draw, *difficulty), agent)
     if isinstance(spec, Gsm8kTasks):
         return TextTasks(_gsm8k(data_path(spec.path, scenario_path), spec.limit), agent)
     assert isinstance(spec, HotpotQaTasks)
@@ -49,6 +55,11 @@ def text_tasks(scenario: Scenario, scenario_path: Path) -> TextTasks:
 @lru_cache(maxsize=4)
 def _pair(split: str, count: int, draw: int, *difficulty: tuple[Any, ...]) -> tuple[Task, ...]:
     return tuple(pair_tasks(split, count, draw, *difficulty))
+
+
+@lru_cache(maxsize=4)
+def _branching(split: Split, count: int, draw: int, *difficulty: tuple[Any, ...]) -> tuple[Task, ...]:
+    return tuple(branching_tasks(split, count, draw, *difficulty))
 
 
 @lru_cache(maxsize=4)

@@ -66,7 +66,7 @@ def pair_tasks(
     Length and distractors are drawn evenly from those given. A task's `latent` holds its Problem with the solution. Raises
     InputError for an unknown split or family, a difficulty out of range, and more questions than there are.
     """
-    _check(split, count, families, lengths, distractors)
+    check_difficulty("pair_tasks", split, count, families, lengths, distractors)
     random, tasks = Random(f"pair tasks {split} {seed}"), dict[str, Task]()
     for number in range(count):
         family = families[number % len(families)]
@@ -97,22 +97,25 @@ def pair_task(family: str, problem: Problem) -> Task:
     )
 
 
-def _check(split: str, count: int, families: Sequence[str], lengths: Sequence[int], distractors: Sequence[int]) -> None:
+def check_difficulty(
+    place: str, split: str, count: int, families: Sequence[str], lengths: Sequence[int], distractors: Sequence[int]
+) -> None:
+    """Raise InputError, at this place, for what `pair_tasks` does not allow."""
     if split not in SPLITS:
-        raise InputError("pair_tasks: split", f"found {split!r}", suggest(split, SPLITS))
+        raise InputError(f"{place}: split", f"found {split!r}", suggest(split, SPLITS))
     if count < 0:
-        raise InputError("pair_tasks: count", f"found {count}", "Give 0 or more")
+        raise InputError(f"{place}: count", f"found {count}", "Give 0 or more")
     for family in families:
         if family not in FAMILIES:
-            raise InputError("pair_tasks: families", f"found {family!r}", suggest(family, FAMILIES))
+            raise InputError(f"{place}: families", f"found {family!r}", suggest(family, FAMILIES))
     for name, found, low, high in (
         ("lengths", lengths, 1, MAX_LENGTH),
         ("distractors", distractors, 0, MAX_DISTRACTORS),
     ):
         if not found or not all(low <= value <= high for value in found):
-            raise InputError(f"pair_tasks: {name}", f"found {list(found)}", f"Give values from {low} to {high}")
+            raise InputError(f"{place}: {name}", f"found {list(found)}", f"Give values from {low} to {high}")
     if not families:
-        raise InputError("pair_tasks: families", "found none", f"Allowed: {', '.join(FAMILIES)}")
+        raise InputError(f"{place}: families", "found none", f"Allowed: {', '.join(FAMILIES)}")
 
 
 def grade(task: Task, text: str) -> float:
