@@ -16,6 +16,7 @@ from sim.answers import TrainingSet, of_our_models, read_isthmus, recorded_answe
 from sim.dialogue_workload import dialogue_workload
 from sim.draws import component_rng
 from sim.loading import data_path
+from sim.m4a1_workload import m4a1_workload
 from sim.scenario import TEXT_TASKS, Arrivals, BandwidthFile, InterCode, Modelled, RecordedTasks, RouteLLM, Scenario
 from sim.text_tasks import text_tasks
 from workloads import arrivals as processes
@@ -30,6 +31,7 @@ from workloads.readers import azure_llm, bandwidth_csv, burstgpt, mahimahi, moon
 from workloads.readers.trace_request import TraceRequest
 from workloads.recording import RECORD_IT, Recording, ReplayBackend
 from workloads.task import Task
+from workloads.tasks.modelled_pair import ModelledPair
 from workloads.tasks.recorded import intercode_recording, routellm_recording
 
 TRACE_READERS = {"azure_llm": azure_llm.read, "burstgpt": burstgpt.read, "mooncake": mooncake.read}
@@ -64,10 +66,14 @@ def build_workload(
         drawn = dialogue_workload(scenario, seed)
         requests = in_order(drawn.tasks, spec.requests, seed, shuffle=False)
         return BuiltWorkload(drawn.tasks, requests, drawn.agent, drawn.backend, arrival_s, drawn.training)
+    if kind == "m4a1":
+        read = m4a1_workload(scenario, scenario_path)
+        requests = in_order(read.tasks, spec.requests, seed, shuffle=spec.shuffle)
+        return BuiltWorkload(read.tasks, requests, read.agent, read.backend, arrival_s, read.training)
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
         requests = in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
-        answering = live or replaying(recorded_answers(scenario, asked, scenario_path))
+        answering = live or _answering(scenario, asked, scenario_path)
         training = training_set(scenario, asked, scenario_path)
         return BuiltWorkload(asked, requests, agent, answering, arrival_s, training)
     recording, outcomes = _recorded(scenario, scenario_path)
@@ -108,6 +114,9 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
                 recorded_answers(scenario, tasks, scenario_path)
         with at("inference", "training"):
             training_set(scenario, tasks, scenario_path)
+    elif spec.tasks.kind == "m4a1":
+        with at("workload", "tasks"):
+            m4a1_workload(scenario, scenario_path)
     elif spec.tasks.kind not in ("modelled", "trace", "dialogues"):
         with at("workload", "tasks"):
             _recorded(scenario, scenario_path)
@@ -148,6 +157,19 @@ def _read_trace(path: Path, form: str, time_column: str | None, bandwidth_column
     if form == "csv":
         return bandwidth_csv.read(path, time_column, bandwidth_column)
     return mahimahi.read(path) if form == "mahimahi" else pensieve.read(path)
+
+
+def _answering(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> InferenceBackend:
+    """Who answers tasks that are only asked, where no live models do."""
+    if scenario.inference.backend == "modelled":
+        return _made_up(tuple(sorted(_qualities(scenario).items())))
+    return replaying(recorded_answers(scenario, tasks, scenario_path))
+
+
+@lru_cache(maxsize=4)
+def _made_up(qualities: tuple[tuple[str, float], ...]) -> ModelledPair:
+    """One backend for all cells of a run: what policies work out about its answers is worked out once."""
+    return ModelledPair(dict(qualities))
 
 
 def _qualities(scenario: Scenario) -> dict[str, float]:
