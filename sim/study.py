@@ -11,7 +11,7 @@ from sim.step_model import StepModel
 from sim.step_times import StepTimes
 from sim.workload import BuiltWorkload
 from workloads.errors import InputError
-from workloads.task import ModelCall
+from workloads.task import ModelCall, with_attachments
 
 
 def rates_of(scenario: Scenario) -> dict[str, TierRates[float]]:
@@ -73,8 +73,14 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
     rates = rates_of(scenario)
     rooflines = {name: roofline_of(tier) for name, tier in scenario.tiers.items()}
 
+    def placed(call: ModelCall, tier: str) -> ModelCall:
+        """A call that nobody placed goes with all that the tier's model takes."""
+        if call.attachments is not None or not call.task.attachments:
+            return call
+        return with_attachments(call, call.task.attachments if scenario.tiers[tier].sees_modalities else ())
+
     def expected_cost_usd(call: ModelCall, tier: str, completion_tokens: int) -> float:
-        spec, roofline = scenario.tiers[tier], rooflines[tier]
+        call, spec, roofline = placed(call, tier), scenario.tiers[tier], rooflines[tier]
         # An endpoint's device is the provider's: its time costs nothing beyond the token prices.
         device_s = nominal_service_s(spec, roofline, call.prompt_tokens, completion_tokens) if roofline else 0.0
         charges = charge(
@@ -85,11 +91,11 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         return float(charges.total_usd)
 
     def expected_latency_s(call: ModelCall, tier: str, completion_tokens: int) -> float:
-        return mean_latency_s(scenario, tier, rooflines[tier], call, completion_tokens)
+        return mean_latency_s(scenario, tier, rooflines[tier], placed(call, tier), completion_tokens)
 
     study = Study(
         workload.tasks, workload.agent, workload.backend, tier_views(scenario, rates), seed, expected_cost_usd,
-        expected_latency_s=expected_latency_s,
+        expected_latency_s=expected_latency_s, keeps_attachments=scenario.client.keep_attachments,
     )  # fmt: skip
     if workload.training is None:
         return study

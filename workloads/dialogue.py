@@ -16,7 +16,11 @@ from typing import Any, NamedTuple
 
 from workloads.agent import FRAMING_BYTES, Agent, AgentRun
 from workloads.errors import InputError
-from workloads.task import Attachment, Message, ModelCall, Outcome, Task
+from workloads.task import Attachment, Message, ModelCall, Outcome, Task, fast_constructor
+
+_call = fast_constructor(ModelCall)
+_UNPLACED = tuple(ModelCall._field_defaults.values())[2:]
+"""What a call says beyond `tool_s` and `max_tokens`."""
 
 TURNS = "turns"
 """The feature of a Task that holds its turns."""
@@ -105,7 +109,7 @@ def dialogue_agent(bytes_per_token: float = 4.0, max_tokens: int = 1024) -> Agen
             messages += (Message("user", turn.question),)
             size_bytes += asked_bytes + _MESSAGE_BYTES
             tokens += max(1, round(asked_bytes / bytes_per_token))
-            done = yield ModelCall(task, position, messages, tokens, size_bytes, max_tokens=max_tokens)
+            done = yield _call((task, position, messages, tokens, size_bytes, 0.0, max_tokens, *_UNPLACED))
             messages += (Message("assistant", done.text),)
             size_bytes += max(0, done.download_bytes - FRAMING_BYTES) + _MESSAGE_BYTES
             tokens += done.completion_tokens

@@ -29,10 +29,13 @@ import numpy.typing as npt
 from workloads.agent import FRAMING_BYTES
 from workloads.dialogue import turn_of
 from workloads.errors import InputError, suggest
-from workloads.task import Completion, Message, ModelCall, Task, with_attachments
+from workloads.task import Completion, Message, ModelCall, Task, fast_constructor, with_attachments
 
 FloatArray = npt.NDArray[np.float64]
 _64_BITS = (1 << 64) - 1
+_completion = fast_constructor(Completion)
+_NOT_MEASURED = tuple((Completion._field_defaults | {"provenance": "modelled"}).values())[:-1]
+"""What an answer says between its size and its score."""
 
 
 class Kind(NamedTuple):
@@ -172,17 +175,15 @@ class DialogueBackend:
         """The answer, of the length drawn for this turn, with the score of the truth."""
         if call.attachments is None:
             call = with_attachments(call, call.task.attachments if model in self.multimodal else ())
-        assert call.attachments is not None
-        latent = latent_of(call.task)
+        latent, seen = latent_of(call.task), call.attachments or () if model in self.multimodal else ()
         position, tokens = call.position, latent.answer_tokens[call.position]
-        names = tuple([attachment.name for attachment in call.attachments])
+        names = tuple([attachment.name for attachment in seen])
         text = signature(model, names) + turn_of(call).question
         score = self.truth.score(
             self.mean(call, model, names), latent.key, position, model, [a.name in names for a in call.task.attachments]
         )
-        return Completion(
-            model, text, call.prompt_tokens, tokens, FRAMING_BYTES + int(tokens * self._bytes_per_token), provenance="modelled", score=score
-        )  # fmt: skip
+        size_bytes = FRAMING_BYTES + int(tokens * self._bytes_per_token)
+        return _completion((model, text, call.prompt_tokens, tokens, size_bytes, *_NOT_MEASURED, score))
 
     def mean(self, call: ModelCall, model: str, names: Sequence[str]) -> float:
         """The expected score of `model` with these modalities at hand."""

@@ -134,6 +134,8 @@ class Study(NamedTuple):
     """Other requests, answered under every placement, where the scenario names a recording of them: nobody is judged on these."""
     expected_latency_s: Callable[[ModelCall, str, int], float] | None = None
     """(call, tier, completion tokens) -> mean seconds of the subtask there, without queueing or failures; None where nobody knows."""
+    keeps_attachments: bool = False
+    """Whether a tier keeps what was sent along for later turns."""
 
 
 class PolicyOptions(Strict):

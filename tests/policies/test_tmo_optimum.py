@@ -223,6 +223,7 @@ def test_a_tighter_budget_uses_less_and_gets_less() -> None:
 BAD = [
     ({"budget": 1e-9}, dialogue_study, "cheapest costs"),
     ({}, modelled_study, "truth behind these tasks is not known"),
+    ({}, lambda: dialogue_study()._replace(keeps_attachments=True), "keep_attachments"),
     ({"foresees": False}, lambda: dialogue_study()._replace(training=None), "no training dialogues"),
     ({}, lambda: dialogue_study(2, spec=DialogueSpec(modalities=10)), "modalities"),
 ]

@@ -34,6 +34,7 @@ class ActionTable(ActionPolicy):
     """
 
     Options: ClassVar[type[PolicyOptions]] = TrainedOptions
+    knob: ClassVar[str | None] = "usage"
     reason = "best for its category"
 
     def prepare(self, study: Study) -> None:
@@ -57,6 +58,7 @@ class _LinearPolicy(ActionPolicy):
     """A linear model of the reward for every pair of task category and tier, made when it is first needed."""
 
     Options: ClassVar[type[PolicyOptions]] = RewardOptions
+    knob: ClassVar[str | None] = "usage"
     ridge = 1.0
 
     def __init__(self, options: RewardOptions) -> None:

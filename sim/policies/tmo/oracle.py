@@ -64,8 +64,11 @@ class OracleDialogues(ActionPolicy):
         self._actions: Mapping[tuple[str, int], Action] = {}
 
     def prepare(self, study: Study) -> None:
-        """Plan. Raises InputError for tasks without a known truth, and for a budget that no plan keeps."""
+        """Plan. Raises InputError for tasks without a known truth, for a budget that no plan keeps, and where attachments are kept."""
         options = self.options
+        if study.keeps_attachments:
+            problem = "plans for attachments that every turn sends anew"
+            raise InputError("policy 'oracle-dialogues'", problem, "Leave client.keep_attachments out")
         times = Counter(task.id for task in study.tasks)
         tasks = list({task.id: task for task in study.tasks}.values())
         tasks.sort(key=lambda task: task.id)  # the plan must not depend on the order of the tasks
