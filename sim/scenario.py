@@ -216,6 +216,12 @@ class Scenario(Strict):
                         f"tiers.{name}.serve: is missing, and inference.backend 'serve' asks the tier's live model. "
                         "Say which model it is, e.g. serve: {source: pair/slm}"
                     )
+        elif inference.backend == "modelled":
+            if kind != "pair":
+                raise ValueError(
+                    f"inference.backend: 'modelled' makes up answers to tasks of kind 'pair' only, found kind {kind!r}. Give "
+                    "workload.tasks of kind pair, or backend: replay"
+                )
         elif not own and inference.recording is None:
             raise ValueError(
                 f"inference.recording: is missing, and tasks of kind {kind!r} bring no answers. Name a recording made by "

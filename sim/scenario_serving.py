@@ -107,8 +107,9 @@ class LocalNodes(Strict):
 class Inference(Strict):
     """Where answers come from."""
 
-    backend: Literal["replay", "serve"] = "replay"
-    """replay: from `recording`, or from where the tasks' own answers are; serve: from the tiers' live models on Ray Serve."""
+    backend: Literal["replay", "serve", "modelled"] = "replay"
+    """replay: from `recording`, or from where the tasks' own answers are; serve: from the tiers' live models on Ray Serve; modelled: made
+    up from the tasks' solutions by each model's quality and labelled so (tasks of kind pair), for any number of models."""
     recording: str | None = None
     """replay: the recording (JSON lines, .gz or plain) that answers tasks which bring no answers of their own."""
     training: str | None = None
