@@ -40,14 +40,18 @@ def training_of(study: Study, policy: str) -> Study:
     return study.training
 
 
-def grow_trees(study: Study, tasks: Iterable[Task]) -> list[TaskTree]:
-    """Every placement of the tasks, answered, each task once. Raises InputError where a recording does not hold them."""
+def grow_trees(study: Study, tasks: Iterable[Task], models: tuple[str, ...] = ()) -> list[TaskTree]:
+    """Every placement of the tasks on these models (none: the two), answered, each task once.
+
+    Raises InputError where a recording does not hold them.
+    """
+    models = models or two_models(study)
     different = {task.id: task for task in tasks}
     grown = _GROWN.setdefault(study.backend, {})
-    key = study.agent, two_models(study), tuple(different)
+    key = study.agent, models, tuple(different)
     try:
         if key not in grown:
-            grown[key] = list(expand(study.agent, different.values(), study.backend, two_models(study), MAX_DEPTH))
+            grown[key] = list(expand(study.agent, different.values(), study.backend, models, MAX_DEPTH))
         return grown[key]
     except RecordingMiss as miss:
         raise InputError(

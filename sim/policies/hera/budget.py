@@ -7,7 +7,7 @@ decision, and what the tiers cost at this moment (queue, link, prices) can move 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -53,28 +53,39 @@ class Forecast:
         training = study.training or study
         models, trees = two_models(training), grow_trees(training, training.tasks)
         self._cost_usd = study.expected_cost_usd
-        self._tokens = dict(zip(ROLES, (_high(_lengths(trees, model)) for model in models), strict=True))
+        self._tokens = dict(zip(ROLES, expected_tokens(trees, models).values(), strict=True))
         self._left = [_left(trees, models[0], position) for position in range(_MOST_SUBTASKS)]
 
     def subtask(self, seen: Observation, role: Role) -> Needs:
         """One subtask on the tier in this role, as the network and the queues are now."""
-        return self._of(seen, seen.call, role)
+        return self._of(seen, role)
 
     def rest(self, seen: Observation) -> Needs:
         """What follows this subtask, all of it on the small tier."""
         count = self._left[min(seen.call.position, _MOST_SUBTASKS - 1)]
-        one = self._of(seen, seen.call, "small")
+        one = self._of(seen, "small")
         return Needs(count * one.usd, count * one.latency_s)
 
-    def _of(self, seen: Observation, call: ModelCall, role: Role) -> Needs:
-        tier, tokens, signals = seen.small if role == "small" else seen.large, self._tokens[role], seen.signals
-        down_bytes = FRAMING_BYTES + _BYTES_PER_TOKEN * tokens
-        latency_s = (
-            signals.wait_s(tier)
-            + signals.transfer_s(tier, call.upload_bytes, down_bytes, seen.home)
-            + signals.service_s(tier, call.prompt_tokens, tokens)
-        )
-        return Needs(self._cost_usd(call, tier, tokens), latency_s)
+    def _of(self, seen: Observation, role: Role) -> Needs:
+        tier = seen.small if role == "small" else seen.large
+        return needs_on(seen, tier, self._tokens[role], self._cost_usd)
+
+
+def needs_on(seen: Observation, tier: str, tokens: int, cost_usd: Callable[[ModelCall, str, int], float]) -> Needs:
+    """The subtask on a tier, with an answer of so many tokens, as the network and the queues are now."""
+    call, signals = seen.call, seen.signals
+    down_bytes = FRAMING_BYTES + _BYTES_PER_TOKEN * tokens
+    latency_s = (
+        signals.wait_s(tier)
+        + signals.transfer_s(tier, call.upload_bytes, down_bytes, seen.home)
+        + signals.service_s(tier, call.prompt_tokens, tokens)
+    )
+    return Needs(cost_usd(call, tier, tokens), latency_s)
+
+
+def expected_tokens(trees: Sequence[TaskTree], models: Sequence[str]) -> dict[str, int]:
+    """A generous length of each model's answers: nine in ten are shorter."""
+    return {model: _high(_lengths(trees, model)) for model in models}
 
 
 def _lengths(trees: Sequence[TaskTree], model: str) -> list[int]:

@@ -83,16 +83,16 @@ class _FromTrees:
 
 
 class Perfect(_FromTrees):
-    """Reads the trees of the study's own requests."""
+    """Reads the trees of the study's own requests; `among` are the models that may answer, where they are more than two."""
 
-    def __init__(self, similarity: EmbeddingSimilarity) -> None:
-        self._similarity = similarity
+    def __init__(self, similarity: EmbeddingSimilarity, among: tuple[str, ...] = ()) -> None:
+        self._similarity, self._among = similarity, among
         self._outlooks: dict[tuple[Message, ...], RecordedOutlook] = {}
         self._requests: dict[str, float] = {}
 
     def prepare(self, study: Study) -> None:
         """Grow the tree of every task."""
-        models, trees = two_models(study), grow_trees(study, study.tasks)
+        models, trees = two_models(study), grow_trees(study, study.tasks, self._among)
         self._outlooks = outlooks(trees, models)
         self._similarity.know(said for tree in trees for said in said_in(tree, models))
         for tree in trees:

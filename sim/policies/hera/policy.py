@@ -7,80 +7,29 @@ leave something open, the choice is an option or said beside the code.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar
 
-from pydantic import Field
-
-from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
-from sim.policies.features import PACKAGED_ENCODER
+from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
+from sim.policies.hera.algorithm import Algorithm, Effort
 from sim.policies.hera.budget import Budgets, Forecast, RunningMean, Worth, extra_usd, within
 from sim.policies.hera.estimators import Estimators, Perfect, Retrieval
-from sim.policies.hera.outlook import Outlook, Role, roll
+from sim.policies.hera.ladder import EveryTier, Ladder, Rung, TwoTiers, check_every_tier
+from sim.policies.hera.options import HeraOptions
+from sim.policies.hera.outlook import Role
 from sim.policies.hera.similarity import EmbeddingSimilarity
-from sim.profiles import NonNegative, Positive
 from sim.records import RequestRow
-from workloads.task import ModelCall, Task
+from workloads.task import ModelCall
 
-COMPONENTS = ("urc", "sse", "sle", "cd", "sd")
-_ONE = f"({'|'.join(COMPONENTS)})"
-Cosine = Annotated[float, Field(ge=-1.0, le=1.0)]
-
-
-class HeraOptions(PolicyOptions):
-    """Options of `hera`."""
-
-    estimators: str = "retrieval"
-    """Who predicts: `retrieval` takes the nearest profiled subtask, `perfect` looks into the recording (a bound, not a router), else a
-    folder of trained estimators (`run_sim.py estimators`)."""
-    any_family: bool = False
-    """Use trained estimators also on families of tasks that they do not know."""
-    components: Annotated[str, Field(pattern=rf"^{_ONE}(\+{_ONE})*$")] = "+".join(COMPONENTS)
-    """Parts of Algorithm 1 that take part, joined by +."""
-    tau_request: Annotated[float, Field(ge=0.0, le=1.01)] = 0.7
-    """The whole request runs small where the final outputs are predicted to be more alike than this."""
-    kappa: Cosine = 0.6
-    """Subtasks count as similar above this cosine, at position 0."""
-    kappa_step: NonNegative = 0.02
-    """What each later position adds to kappa."""
-    kappa_positions: Annotated[int, Field(ge=0)] = 5
-    """Positions after which kappa rises no more."""
-    sle_index: Literal["d+1", "d"] = "d+1"
-    """Which predicted small subtask is compared at S-L distance d: the (d+1)-th (2025) or the d-th (2026)."""
-    horizon: Annotated[int, Field(ge=1)] = 5
-    """Steps that convergence detection looks ahead."""
-    decomposition: Literal["all", "prefix"] = "all"
-    """SD runs a subtask's simpler parts small if `all` of them pass, or the leading ones that pass (`prefix`); the large model takes over there."""
-    encoder: str = PACKAGED_ENCODER
-    """Sentence encoder: `all-MiniLM-L6-v2` is installed; else a model's folder or its name on the Hugging Face hub."""
-    neighbours: Annotated[int, Field(ge=1)] = 10
-    """Profiled requests that have a say in a request's similarity (retrieval)."""
-    profiled_requests: Annotated[int, Field(ge=2)] = 300
-    """Training requests that are profiled (retrieval): about a dozen subtasks each."""
-    profile_threshold: Cosine = 0.7
-    """From which cosine on two outputs are similar in the profile."""
-    usd_budget: Positive | None = None
-    """What a request may cost, $; the large model only runs where the rest still fits."""
-    latency_budget_s: Positive | None = None
-    """How long a request may take, s; each subtask goes where the rest fits best."""
-    dear_weight: NonNegative = 0.0
-    """How far kappa falls while the large tier is dearer than usual: by this much at twice the usual difference in cost."""
-    time_usd_per_s: NonNegative = 0.0
-    """What a second of waiting counts for in that difference, $."""
-    late_usd: NonNegative = 0.0
-    """What missing the request's deadline counts for in that difference, $: the risk of it is estimated for either tier."""
-    embedding_s: NonNegative = 0.012
-    """Time to embed one text, s (about 82 texts/s on one CPU thread, measured)."""
-    prediction_s: NonNegative | None = None
-    """Time to predict one subtask's text, s; as measured for trained estimators, else none, unless told."""
+__all__ = ["Hera", "HeraOptions"]
 
 
 @dataclass(slots=True)
 class _Branch:
-    """What is decided of a chain of subtasks: so many more go small, and whether the one after them goes large."""
+    """What is decided of a chain of subtasks: so many more run on `rung`'s model, and whether the one after them goes large."""
 
+    rung: Rung | None = None
     committed: int = 0
     then_large: bool = False
     reason: str = ""
@@ -88,44 +37,12 @@ class _Branch:
 
 @dataclass(slots=True)
 class _Request:
-    """What is decided of a request: small throughout, or branch by branch; a request that is a chain has one."""
+    """What is decided of a request: small throughout (on `rung`'s model), or branch by branch; one that is a chain has one branch."""
 
     embedded: set[str] = field(default_factory=set)
-    small: bool = False
+    rung: Rung | None = None
     reason: str = ""
     branches: dict[int, _Branch] = field(default_factory=dict)
-
-
-class _Verdict(NamedTuple):
-    """How many subtasks from this one on go to the small model (0: this one goes to the large one), and why.
-
-    `then_large`: the one after them is decided as well, for the large model.
-    """
-
-    small_subtasks: int
-    reason: str
-    then_large: bool = False
-
-
-class _Effort:
-    """What a decision takes: texts embedded, each once a request, and subtasks predicted."""
-
-    def __init__(self, request: _Request, similarity: EmbeddingSimilarity) -> None:
-        self._embedded, self._similarity = request.embedded, similarity
-        self.kappa = math.inf
-        self.embeddings = self.predictions = 0
-
-    def similar(self, first: str, second: str) -> bool:
-        """Whether two texts are alike; equal ones are without a look at them."""
-        if first != second:
-            fresh = {first, second} - self._embedded
-            self.embeddings += len(fresh)
-            self._embedded |= fresh
-        return self.alike(first, second)
-
-    def alike(self, first: str, second: str) -> bool:
-        """The same for estimators that look into recordings, which takes no time: nothing is counted."""
-        return self._similarity(first, second) > self.kappa
 
 
 class Hera(RoutingPolicy):
@@ -137,25 +54,38 @@ class Hera(RoutingPolicy):
     def __init__(self, options: HeraOptions) -> None:
         super().__init__(options)
         self._similarity = EmbeddingSimilarity(options.encoder)
-        self._estimators = self._chosen(options)
+        self._ladder: Ladder
+        if options.tiers == "all":
+            self._ladder = EveryTier(self._algorithm, options.time_usd_per_s)
+        else:
+            self._ladder = TwoTiers(self._algorithm())
         self._budgets = Budgets(options.usd_budget, options.latency_budget_s)
         self._forecast: Forecast | None = None
         self._usual = RunningMean()
-        self._components = frozenset(options.components.split("+"))
+        self._classifies = "urc" in options.components.split("+")
         self._requests: dict[int, _Request] = {}
 
-    def _chosen(self, options: HeraOptions) -> Estimators:
+    def _algorithm(self, among: tuple[str, ...] = ()) -> Algorithm:
+        return Algorithm(self.options, self._similarity, self._chosen(self.options, among))
+
+    def _chosen(self, options: HeraOptions, among: tuple[str, ...]) -> Estimators:
         if options.estimators == "perfect":
-            return Perfect(self._similarity)
+            return Perfect(self._similarity, among)
         if options.estimators == "retrieval":
             return Retrieval(self._similarity, options.neighbours, options.profile_threshold, options.profiled_requests)
         from sim.policies.hera.trained import Trained
 
         return Trained(options.estimators, self._similarity, any_family=options.any_family, horizon=options.horizon)
 
+    def check(self, tiers: Sequence[TierView]) -> None:
+        """Raises InputError for options that do not go with `tiers: all`, and where all tiers have one model."""
+        if self.options.tiers == "all":
+            check_every_tier(self.options, tiers)
+
     def prepare(self, study: Study) -> None:
         """Let the estimators learn."""
-        self._estimators.prepare(study)
+        self.check(study.tiers)
+        self._ladder.prepare(study)
         if self._budgets.any or self.options.dear_weight:
             self._forecast = Forecast(study)
 
@@ -178,41 +108,51 @@ class Hera(RoutingPolicy):
 
     def _placed(self, seen: Observation) -> Placement:
         request = self._requests.setdefault(seen.request, _Request())
-        effort = _Effort(request, self._similarity)
-        if seen.call.position == 0 and "urc" in self._components:
-            self._classify(request, seen.call.task, effort)
-        if request.small:
-            return self._placement(seen.small, request.reason, effort)
+        effort = Effort(request.embedded, self._similarity)
+        if seen.call.position == 0 and self._classifies:
+            self._classify(request, seen, effort)
+        if request.rung is not None:
+            return self._placement(self._ladder.tier(seen, request.rung), request.reason, effort)
         branch = request.branches.setdefault(seen.call.branch, _Branch())
+        if not branch.committed and not branch.then_large:
+            return self._decide(seen, branch, effort)
         if branch.committed:
             branch.committed -= 1
-            return self._placement(seen.small, branch.reason, effort)
-        if branch.then_large:
-            branch.then_large = False
-            return self._placement(seen.large, f"rest of {branch.reason}", effort)
-        verdict = self._decide(seen, effort)
-        if not verdict.small_subtasks:
-            return self._placement(seen.large, verdict.reason, effort)
-        branch.committed, branch.then_large = verdict.small_subtasks - 1, verdict.then_large
-        branch.reason = verdict.reason
-        return self._placement(seen.small, verdict.reason, effort)
+            return self._placement(self._ladder.tier(seen, branch.rung), branch.reason, effort)
+        branch.then_large = False
+        return self._placement(self._ladder.tier(seen, None), f"rest of {branch.reason}", effort)
+
+    def _decide(self, seen: Observation, branch: _Branch, effort: Effort) -> Placement:
+        """Step 2: the first model that is good enough runs the subtask, and what is committed to with it; if none is, the best one."""
+        effort.kappa = self._threshold(seen)
+        reason = "large, as cheap as any"
+        for rung in self._ladder.rungs(seen):
+            verdict = rung.algorithm.decide(seen.call, effort)
+            reason = verdict.reason
+            if verdict.small_subtasks:
+                branch.rung, branch.reason = rung, reason
+                branch.committed, branch.then_large = verdict.small_subtasks - 1, verdict.then_large
+                return self._placement(self._ladder.tier(seen, rung), reason, effort)
+        return self._placement(self._ladder.tier(seen, None), reason, effort)
 
     def learn(self, row: RequestRow) -> None:
         """Forget a request that has ended."""
         self._requests.pop(row.request, None)
 
-    def _placement(self, tier: str, reason: str, effort: _Effort) -> Placement:
+    def _placement(self, tier: str, reason: str, effort: Effort) -> Placement:
         options = self.options
-        prediction_s = self._estimators.prediction_s if options.prediction_s is None else options.prediction_s
+        prediction_s = self._ladder.prediction_s if options.prediction_s is None else options.prediction_s
         took_s = effort.embeddings * options.embedding_s + effort.predictions * prediction_s
         return Placement(tier, reason, decided=took_s > 0.0, decision_s=options.decision_s + took_s)
 
-    def _classify(self, request: _Request, task: Task, effort: _Effort) -> None:
-        """Step 1: where the final outputs will be alike, all of the request runs small."""
-        likeness = self._estimators.request_similarity(task)
+    def _classify(self, request: _Request, seen: Observation, effort: Effort) -> None:
+        """Step 1: where the final outputs will be alike, all of the request runs on the smaller model."""
         effort.embeddings += 1
-        request.small = likeness > self.options.tau_request
-        request.reason = f"urc {likeness:.2f}"
+        for rung in self._ladder.rungs(seen):
+            likeness = rung.algorithm.estimators.request_similarity(seen.call.task)
+            if likeness > self.options.tau_request:
+                request.rung, request.reason = rung, f"urc {likeness:.2f}"
+                return
 
     def _threshold(self, seen: Observation) -> float:
         """kappa, lower while the large tier is dearer than it was on average, higher while it is cheaper."""
@@ -222,71 +162,6 @@ class Hera(RoutingPolicy):
         more_usd = extra_usd(seen, forecast, Worth(options.time_usd_per_s, options.late_usd))
         usual_usd = self._usual.add(more_usd)
         return kappa - float(options.dear_weight) * (more_usd / usual_usd - 1.0) if usual_usd > 0 else kappa
-
-    def _decide(self, seen: Observation, effort: _Effort) -> _Verdict:
-        """Step 2: the first component that finds the small model good enough decides; if none does, the large one runs."""
-        call = seen.call
-        here = self._estimators.outlook(call)
-        effort.kappa = self._threshold(seen)
-        if here is None:
-            return _Verdict(0, "no outlook")
-        tests = {"sse": self._single, "sle": self._lookahead, "cd": self._convergence, "sd": self._decomposition}
-        effort.predictions += 2
-        for component, test in tests.items():
-            if component in self._components:
-                verdict = test(call, here, effort)
-                if verdict is not None:
-                    return verdict
-        return _Verdict(0, f"large {self._similarity(here.output('small'), here.output('large')):.2f}")
-
-    def _single(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
-        """SSE: both models would go on alike."""
-        del call
-        small, large = here.output("small"), here.output("large")
-        return _Verdict(1, f"sse {self._similarity(small, large):.2f}") if effort.similar(small, large) else None
-
-    def _lookahead(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
-        """SLE: after d more subtasks the small model will be where the large one's next step leads."""
-        distance = self._estimators.distance(call, here, effort.alike)
-        effort.embeddings += 1
-        if math.isinf(distance):
-            return None
-        wanted = round(distance) + (self.options.sle_index == "d+1")
-        path = list(roll(here, "small", max(1, wanted)))
-        if len(path) < wanted:
-            return None
-        effort.predictions += max(0, wanted - 1)
-        if not effort.similar(path[-1].output("small"), here.output("large")):
-            return None
-        return _Verdict(round(distance) + 1, f"sle d={distance:.0f}")
-
-    def _convergence(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
-        """CD: both roll forward; up to the last step at which they agree everything can run small."""
-        del call
-        horizon = self.options.horizon
-        pairs = list(zip(roll(here, "small", horizon), roll(here, "large", horizon), strict=False))
-        effort.predictions += 2 * (len(pairs) - 1)
-        agree = [
-            k for k, pair in enumerate(pairs) if k and effort.similar(pair[0].output("small"), pair[1].output("large"))
-        ]
-        return _Verdict(agree[-1] + 1, f"cd k={agree[-1]}") if agree else None
-
-    def _decomposition(self, call: ModelCall, here: Outlook, effort: _Effort) -> _Verdict | None:
-        """SD: every simpler part passes the single test, so the small model runs all of them; or the leading ones that do.
-
-        Running this subtask small is what brings the first part, so `m` leading parts that pass are `m + 1` small subtasks. The
-        large model goes on from there its own way, which the remaining parts are not: what follows it is decided anew.
-        """
-        del call
-        parts = self._estimators.parts(here, effort.alike)
-        passed = len(list(takewhile(lambda part: effort.similar(part.output("small"), part.output("large")), parts)))
-        one_by_one = self.options.decomposition == "prefix"
-        effort.predictions += 2 * min(passed + 1, len(parts))
-        if parts and passed == len(parts):
-            return _Verdict(len(parts), f"sd {len(parts)} parts")
-        if one_by_one and passed:
-            return _Verdict(passed + 1, f"sd {passed} of {len(parts)} parts", then_large=True)
-        return None
 
 
 def _steps_before(call: ModelCall) -> int:
