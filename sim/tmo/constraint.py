@@ -6,7 +6,7 @@ Decision Processes, 1999; Tessler et al., Reward Constrained Policy Optimization
     chance   P(C > b) <= tolerance, for the cost C of an episode and its budget b. The signal of a step is what it adds to
              1[C > b] + max(0, C - b) / b, whose mean is held at or below the tolerance; so is the share of episodes over budget,
              which is never larger.
-    mean     E[C] <= b. The signal of a step is its cost / b, whose sum is held at or below 1 in the mean.
+    mean     E[C] <= b. The signal of a step is its cost / b, whose sum is held at or below 1 - margin in the mean.
     zero     no multiplier: a step gives reward 0 once its episode is over budget (the authors' shaping).
     none     budgets are shown and counted, nothing more.
 """
@@ -32,8 +32,10 @@ class Rule:
     keep: Keep = "chance"
     tolerance: float = 0.02
     """chance: how much of 1[C > b] + excess share is tolerated in the mean, and with it of episodes over budget."""
-    rate: float = 2.0
-    """Step of the dual ascent: rise of a multiplier, in rewards, for each unit by which its constraint is broken."""
+    margin: float = 0.03
+    """mean: the share of the budget that is left as a reserve against chance."""
+    rate: float = 0.4
+    """Step of the dual ascent: how far a multiplier moves at most at a time, in rewards, at the beginning; it falls to 0."""
     most: float = 50.0
     """Largest multiplier."""
     knots: int = 5
@@ -46,7 +48,7 @@ class Rule:
     @property
     def target(self) -> float:
         """What the sum of an episode's signals may be in the mean."""
-        return self.tolerance if self.keep == "chance" else 1.0
+        return self.tolerance if self.keep == "chance" else 1.0 - self.margin
 
     def signals(self, before: Array, after: Array, budgets: Array) -> Array:
         """The signals of a step that took an episode's costs from `before` to `after`; all of shape (episodes, budgets)."""
@@ -93,15 +95,20 @@ class Multipliers:
             self._sums[index] += hats.T @ totals[:, index]
         self.episodes += len(places)
 
-    def update(self) -> None:
-        """Dual ascent on the episodes added since the last update."""
+    def update(self, remaining: float = 1.0) -> None:
+        """Dual ascent on the episodes added since the last update, by the share of its target by which each constraint is broken.
+
+        It is cut off at 1, so that a constraint that is far off moves its multiplier no faster up than down. `remaining` is the share
+        of the training to come: steps that shrink let a policy settle at its price (Robbins and Monro 1951).
+        """
         if self._learned:
             for index, knots in enumerate(self.values):
                 weights = self._weights[index]
                 mean = np.divide(
                     self._sums[index], weights, out=np.full_like(weights, self.rule.target), where=weights > 0
                 )
-                step = self.rule.rate * np.minimum(weights, 1.0) * (mean - self.rule.target)
+                broken = np.clip(mean / self.rule.target - 1.0, -1.0, 1.0)
+                step = self.rule.rate * remaining * np.minimum(weights, 1.0) * broken
                 self.values[index] = np.clip(knots + step, 0.0, self.rule.most)
         self.forget()
 

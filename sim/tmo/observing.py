@@ -144,6 +144,7 @@ class Observer:
             for action in view.actions
         ]  # fmt: skip
         self._empty_turn = [0.0] * (len(self._bits[0]) + len(view.kinds))
+        self._sees = {action.tier for action in view.actions if action.modalities}
         self._encoders = [getattr(self, f"_{part}") for part in PARTS if part in view.parts]
 
     def begin(self, budgets: Sequence[float]) -> Dialogue:
@@ -211,7 +212,9 @@ class Observer:
         for tier in self.view.tiers:
             text_s = transfer_s(tier, text_bytes, 0.0, home)
             numbers.append(_squashed(text_s, _NETWORK_S))
-            further_s = transfer_s(tier, text_bytes + attached_bytes, 0.0, home) - text_s if attached_bytes else 0.0
+            further_s = 0.0
+            if attached_bytes and tier in self._sees:
+                further_s = transfer_s(tier, text_bytes + attached_bytes, 0.0, home) - text_s
             numbers.append(_squashed(further_s if further_s == further_s else math.inf, _NETWORK_S))
         return numbers
 

@@ -32,22 +32,20 @@ def test_signals_add_up_to_what_is_held_down() -> None:
 
 
 def test_a_multiplier_rises_while_its_budget_is_broken_and_falls_after() -> None:
-    """Dual ascent by rate x (mean - target), never below 0 nor above the most."""
-    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=2.0, most=3.0), [False])
-    multipliers.add(column(0.0, 0.0), column(1.0, 0.0))
-    multipliers.update()
-    assert multipliers.values[0].tolist() == [pytest.approx(0.8)]
-    multipliers.add(column(0.0), column(0.0))
-    multipliers.update()
-    assert multipliers.values[0].tolist() == [pytest.approx(0.6)]
-    for _ in range(20):
-        multipliers.add(column(0.0), column(1.5))
-        multipliers.update()
-    assert multipliers.values[0].tolist() == [3.0]
-    for _ in range(50):
-        multipliers.add(column(0.0), column(0.0))
-        multipliers.update()
-    assert multipliers.values[0].tolist() == [0.0]
+    """Dual ascent by rate x (mean / target - 1), cut off at 1, never below 0 nor above the most; its steps shrink to nothing."""
+    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=0.5, most=3.0), [False])
+
+    def after(*breaches: float, remaining: float = 1.0) -> float:
+        multipliers.add(np.zeros((len(breaches), 1)), column(*breaches))
+        multipliers.update(remaining)
+        return float(multipliers.values[0][0])
+
+    assert after(1.0, 0.0) == pytest.approx(0.5)
+    assert after(*[0.0] * 19, 1.0) == pytest.approx(0.25)
+    assert after(0.15, remaining=0.5) == pytest.approx(0.375)
+    assert after(1.5, remaining=0.0) == pytest.approx(0.375)
+    assert [after(1.5) for _ in range(20)][-1] == 3.0
+    assert [after(0.0) for _ in range(20)][-1] == 0.0
 
 
 @pytest.mark.parametrize("keep", ["zero", "none"])
@@ -61,7 +59,7 @@ def test_without_a_rule_that_learns_nothing_moves(keep: str) -> None:
 
 def test_a_range_of_budgets_has_multipliers_of_its_own() -> None:
     """Only the knots beside a budget move with its episodes; between knots the multiplier is interpolated."""
-    multipliers = Multipliers(Rule("mean", rate=1.0, knots=3), [True])
+    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0, knots=3), [True])
     multipliers.add(column(*[0.0] * 8), column(*[2.0] * 8))
     multipliers.add(column(*[1.0] * 8), column(*[0.5] * 8))
     multipliers.update()
@@ -71,7 +69,7 @@ def test_a_range_of_budgets_has_multipliers_of_its_own() -> None:
 
 def test_several_budgets_have_a_multiplier_each() -> None:
     """The broken one rises alone."""
-    multipliers = Multipliers(Rule("mean", rate=1.0), [False, False])
+    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0), [False, False])
     multipliers.add(np.zeros((4, 2)), np.tile([1.5, 0.5], (4, 1)))
     multipliers.update()
     assert multipliers.at(np.zeros((1, 2))).tolist() == [[0.5, 0.0]]

@@ -28,7 +28,7 @@ from sim.tmo.learning import checkpoint
 from sim.tmo.learning.learners import ON_POLICY, build, network_of
 from sim.tmo.learning.vector import PlacementVecEnv
 from sim.tmo.observing import View
-from sim.tmo.pool import Pool
+from sim.tmo.pool import DIALOGUES, Pool
 from sim.tmo.reward import Reward
 from workloads.errors import InputError
 
@@ -38,7 +38,10 @@ OnRollout = Callable[[int, "PlacementVecEnv"], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """How a policy is trained. `envs` simulations run side by side; multipliers move after `dual_episodes` or more."""
+    """How a policy is trained. `envs` simulations run side by side; multipliers move after `dual_episodes` or more.
+
+    Of generated dialogues so many are drawn to learn from.
+    """
 
     learner: str = "ppo"
     steps: int = 100_000
@@ -48,6 +51,7 @@ class Plan:
     dual_episodes: int = 64
     checkpoint_steps: int = 20_000
     evaluation_episodes: int = 1000
+    dialogues: int = DIALOGUES
 
 
 class Course(BaseCallback):
@@ -73,7 +77,7 @@ class Course(BaseCallback):
     def _on_rollout_end(self) -> None:
         multipliers = self._env.multipliers
         if multipliers.episodes >= self._plan.dual_episodes:
-            multipliers.update()
+            multipliers.update(max(0.0, 1.0 - self.num_timesteps / self._plan.steps))
         network = network_of(self.model)
         for env in self._env.envs:
             env.focus.background.network = network  # type: ignore[attr-defined]
@@ -104,7 +108,7 @@ def train(
 def _train(
     scenario: Scenario, path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout
 ) -> Card:
-    begun_s, pool = time.perf_counter(), Pool(scenario, path)
+    begun_s, pool = time.perf_counter(), Pool(scenario, path, plan.dialogues)
     environment = partial(PlacementEnv, scenario, path, view, reward, decision_s=DECISION_S)
     check_budgets(environment(build=pool), plan.seed)
     multipliers = Multipliers(plan.rule, [low < high for _, low, high in view.budgets])
