@@ -73,7 +73,7 @@ def on_large_path(subtasks: Columns) -> dict[str, npt.NDArray[Any]]:
 def switched(subtasks: Columns) -> dict[str, Interval]:
     """Points (0-100) that All-LLM loses when one subtask runs small, by the third of the request it is in (Fig. 4a)."""
     path = on_large_path(subtasks)
-    third = np.minimum(2, 3 * path["position"] // np.maximum(1, path["path_subtasks"]))
+    third = np.minimum(2, 3 * path["path_index"] // np.maximum(1, path["path_subtasks"]))
     known = ~np.isnan(path["score_lost"])
     return {
         name: _mean_score(path["score_lost"][rows], path["task"][rows])

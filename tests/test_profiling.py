@@ -17,15 +17,20 @@ from sim.figures.profiling import draw_alike, draw_distance, draw_switched, prof
 from sim.figures.style import save_figure
 from sim.loading import load_scenario
 from sim.policies.hera.profile import profile_of, s_l_distance
-from sim.profiling import ProfileTables, profile_tables
+from sim.policies.trees import grow_trees, two_models
+from sim.profiling import ProfileTables, profile_tables, scores_lost
 from sim.profiling_metrics import alike_above, by_position, distances, share, subtask_counts, summary, switched
 from sim.records import read_columns
 from sim.report import family_policies
 from sim.statistics import proportion_interval
+from sim.study import study_of
+from sim.workload import build_workload
 from tests.conftest import ROOT
 from tests.policies.test_hera import Equality, full, text_study
 from tests.policies.test_oracle import tree_study
 from tests.test_cli import command
+from workloads.agent import in_turn
+from workloads.task import Task
 
 
 class Said(Equality):
@@ -75,6 +80,36 @@ def test_what_moving_one_subtask_costs() -> None:
     assert [row.estimate for row in found.values()] == pytest.approx([0.0, 60.0, 0.0])
 
 
+def test_a_request_that_forks_is_switched_subtask_by_subtask() -> None:
+    """Each subtask of All-LLM's path by itself on the small model, replayed call by call: the score that the tree tells."""
+    loaded = load_scenario(
+        ROOT / "scenarios/branching.yaml", ["workload.tasks.distinct_tasks=6", "workload.requests=6"]
+    )
+    study = study_of(loaded.scenario, build_workload(loaded.scenario, 1, loaded.path), 1)
+    models = two_models(study)
+
+    def replayed(task: Task, small: int) -> tuple[float, int]:
+        """The score with the subtask at this position small, and how many subtasks it took."""
+        run, calls = in_turn(study.agent(task)), 0
+        try:
+            call = next(run)
+            while True:
+                calls += 1
+                call = run.send(study.backend.submit(call, models[call.position != small]).result())
+        except StopIteration as end:
+            return end.value.score, calls
+
+    trees = grow_trees(study, study.tasks)
+    assert all(tree.forks for tree in trees)
+    for tree in trees:
+        found = scores_lost(tree, models)
+        alone, length = replayed(tree.task, -1)
+        assert len(found) == length > 4
+        for node, lost in found:
+            assert lost == pytest.approx(alone - replayed(tree.task, node.call.position)[0])
+    assert any(lost > 0 for tree in trees for _, lost in scores_lost(tree, models))
+
+
 def test_tables_hold_what_estimators_learn_from() -> None:
     """A row for each request and subtask, with the counts of the two paths."""
     requests, subtasks = profile_tables(study(), Said(), 0.5)  # type: ignore[arg-type]
@@ -104,7 +139,7 @@ def some_tables(requests: int = 60) -> ProfileTables:
     distance = np.where(position == 0, rng.choice([0.0, 1.0, np.inf], 3 * requests), 0.0)
     steps = {
         "task": np.repeat(tasks, 3), "family": np.repeat(family, 3), "position": position, "similarity": similarity,
-        "distance": distance, "on_large_path": np.ones(3 * requests, bool), "path_subtasks": np.full(3 * requests, 3),
+        "distance": distance, "on_large_path": np.ones(3 * requests, bool), "path_subtasks": np.full(3 * requests, 3), "path_index": position,
         "score_lost": np.where(position == 2, 0.0, rng.choice([0.0, 0.0, 1.0, -1.0], 3 * requests)),
     }  # fmt: skip
     off = {name: column[:3].copy() for name, column in steps.items()} | {"on_large_path": np.zeros(3, bool)}
