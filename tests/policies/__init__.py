@@ -11,6 +11,7 @@ import numpy as np
 
 from sim.cost import Charges
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study, TierView
+from sim.policies.features import small_and_large
 from sim.records import SubtaskRow
 from workloads.agent import conversation_agent, in_turn
 from workloads.backend import InferenceBackend, ScriptedBackend
@@ -128,7 +129,8 @@ def observation(
     call: ModelCall, request: int = 0, tiers: tuple[TierView, ...] = TIERS, attempts: Sequence[SubtaskRow] = ()
 ) -> Observation:
     """What a policy would see of this call in an idle system."""
-    return Observation(request, call, 1.0, 0.0, 60.0, tiers, "edge", "cloud", attempts, IdleSignals())
+    small, large = small_and_large(tiers)
+    return Observation(request, call, 1.0, 0.0, 60.0, tiers, small.name, large.name, attempts, IdleSignals())
 
 
 def placed(policy: RoutingPolicy, seen: Observation) -> Placement:
@@ -152,7 +154,7 @@ def decisions(
         call = next(run)
         attempts: list[SubtaskRow] = []
         while True:
-            placement = placed(policy, observation(call._replace(task=shown), request, attempts=tuple(attempts)))
+            placement = placed(policy, observation(call._replace(task=shown), request, study.tiers, tuple(attempts)))
             assert placement.tier in model_of, f"{placement.tier!r} is not a tier"
             made[request, call.position] = placement
             sent = call
@@ -161,7 +163,7 @@ def decisions(
                 assert set(placement.modalities) <= set(names), f"{placement.modalities!r} are not all attachments"
                 sent = with_attachments(call, tuple(a for a in task.attachments if a.name in placement.modalities))
             completion = study.backend.submit(sent, model_of[placement.tier]).result()
-            attempts.append(_row(request, call, placement.tier, completion))
+            attempts.append(_row(request, call, list(model_of).index(placement.tier), completion))
             try:
                 call = run.send(completion)
             except StopIteration:
@@ -169,8 +171,7 @@ def decisions(
     return made
 
 
-def _row(request: int, call: ModelCall, tier: str, completion: Completion) -> SubtaskRow:
-    index = [view.name for view in TIERS].index(tier)
+def _row(request: int, call: ModelCall, index: int, completion: Completion) -> SubtaskRow:
     return SubtaskRow(
         request, call.position, 0, index, 0, "ok", completion.provenance, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0,
         1.0, 0.5, 1.0, call.prompt_tokens, 0, completion.completion_tokens, float(call.upload_bytes),

@@ -53,7 +53,8 @@ class Forecast:
         training = study.training or study
         models, trees = two_models(training), grow_trees(training, training.tasks)
         self._cost_usd = study.expected_cost_usd
-        self._tokens = dict(zip(ROLES, expected_tokens(trees, models).values(), strict=True))
+        tokens = expected_tokens(trees, models)
+        self._tokens = {role: tokens[model] for role, model in zip(ROLES, models, strict=True)}
         self._left = [_left(trees, models[0], position) for position in range(_MOST_SUBTASKS)]
 
     def subtask(self, seen: Observation, role: Role) -> Needs:
