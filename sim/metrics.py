@@ -34,7 +34,12 @@ MEANS = {
     "decision_j": "decision_j",
 }
 """Summary field -> column whose mean it is."""
-QUANTILES = {"latency_p50_s": ("latency_s", 0.5), "latency_p95_s": ("latency_s", 0.95), "ttft_p50_s": ("ttft_s", 0.5)}
+QUANTILES = {
+    "latency_p50_s": ("latency_s", 0.5),
+    "latency_p95_s": ("latency_s", 0.95),
+    "ttft_p50_s": ("ttft_s", 0.5),
+    "cost_p95_usd": ("total_usd", 0.95),
+}
 FRONTIER_METRICS = ("apgr", "cpt50", "cpt80", "aiq", "hypervolume", "oracle_gap_closed")
 _SHARES = ("accuracy", "slm_usage", "llm_share", "completion_rate", "decision_share")
 _RESAMPLES = 300
@@ -48,7 +53,8 @@ def with_shares(requests: Columns, warmup_requests: int = 0) -> dict[str, npt.ND
     steps = columns["subtasks"].astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         columns["slm_usage"] = columns["slm_subtasks"] / steps  # NaN where no subtask was ever served
-        columns["decision_share"] = columns["decision_s"] / columns["latency_s"]  # of a request's own latency
+        # Of a request's own latency; branches that decide at the same time count each.
+        columns["decision_share"] = columns["decision_s"] / columns["latency_s"]
     columns["llm_share"] = 1.0 - columns["slm_usage"]
     columns["completed"] = (columns["status"] == "completed").astype(float)
     return columns

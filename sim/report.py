@@ -137,8 +137,8 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
         ),
         Picture(
             "latency-breakdown", "Where the time goes",
-            f"Mean seconds per request{here} in each phase, summed over all attempts, so that a bar is as long as the mean latency. Last "
-            "tool is the time of the agent's tool after the last answer.",
+            f"Mean seconds per request{here} in each phase, summed over all attempts, so that a bar is as long as the mean latency "
+            "(longer where branches of a request run side by side). Last tool is the time of the agent's tool after the last answer.",
             f"Stacked bars of mean seconds per request by phase. {_latencies_in_words(summary, families, first)}",
             lambda: draw_latency_breakdown(tables, summary, families, first),
         ),
@@ -159,7 +159,7 @@ def pictures(tables: RunTables, summary: Summary, families: Families) -> list[Pi
             "timeline", "Requests step by step",
             f"A few requests of one run ({cell}), chosen to show different things. Time runs to the right from the request's "
             "arrival to the black line at its end. The agent's lane holds its tools, decisions and waits before retries; each tier's "
-            "lane holds the network, the queue and the model. A short black line begins each attempt; hatched ones failed, dotted ones were given up for another tier's answer. Small words are the policy's reason.",
+            "lane holds the network, the queue and the model; branches side by side have lanes of their own. A short black line begins each attempt; hatched ones failed, dotted ones were given up for another tier's answer. Small words are the policy's reason.",
             f"Timelines of up to five requests, phase by phase, under {cell}.",
             lambda: draw_timeline(tables, first, policy, seed),
         ),

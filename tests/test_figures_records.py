@@ -131,6 +131,28 @@ def test_timeline_bars_fill_each_request(run: Run) -> None:
         np.testing.assert_allclose(starts, np.concatenate(([0.0], np.cumsum(widths)[:-1])), atol=1e-6)
 
 
+def test_branches_side_by_side_have_lanes_of_their_own(run: Run) -> None:
+    """Every attempt of a request begun at its arrival: no two bars of a lane overlap, and each tier is named once."""
+    subtasks = dict(run.tables.subtasks("base", "random p=0.4", 1))
+    requests = run.tables.of_cell("base", "random p=0.4", 1)
+    arrival_s = dict(zip(requests["request"].tolist(), requests["arrival_s"].tolist(), strict=True))
+    moved_s = subtasks["start_s"] - np.array([arrival_s[request] for request in subtasks["request"].tolist()])
+    subtasks["start_s"], subtasks["end_s"] = subtasks["start_s"] - moved_s, subtasks["end_s"] - moved_s
+    figure = draw_timeline(run.tables._replace(subtasks=lambda *_: subtasks), "base", "random p=0.4", 1)
+    most = 0
+    for axes in figure.axes:
+        lanes: dict[float, list[tuple[float, float]]] = {}
+        for bar in axes.patches:
+            assert isinstance(bar, Rectangle)
+            lanes.setdefault(round(bar.get_y(), 3), []).append((bar.get_x(), bar.get_x() + bar.get_width()))
+        for spans in lanes.values():
+            assert all(end <= begin + 1e-5 for (_, end), (begin, _) in itertools.pairwise(sorted(spans)))
+        most = max(most, len(lanes))
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(names) == len(set(names)) <= 3
+    assert most > 3
+
+
 def test_timeline_hatches_failed_attempts(run: Run) -> None:
     """A rejected attempt is hatched, and the figure says what that means."""
     figure = draw_timeline(run.tables, "base", "all-llm", 1)

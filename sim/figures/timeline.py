@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,8 @@ _AGENT = "agent"
 _FAILED, _GIVEN_UP = "////", "...."
 _HATCHES = {_FAILED: "failed attempt", _GIVEN_UP: "answer given up"}
 _INVISIBLE_S = 1e-6
+_AWAY = next(number for number, phase in enumerate(PHASES) if not phase.at_home)
+"""The first phase that is not spent at the user's device."""
 _CHARACTER_SHARE = 0.0074
 """Width of a small character as a share of a panel's width."""
 
@@ -30,6 +32,14 @@ class Story(NamedTuple):
 
     request: int
     why: str
+
+
+class Lanes(NamedTuple):
+    """Lanes from top to bottom as (tier, slot), tier -1 being the agent; and for each attempt the lanes of its time at home and away."""
+
+    keys: list[tuple[int, int]]
+    home: list[int]
+    away: list[int]
 
 
 @styled
@@ -46,7 +56,7 @@ def draw_timeline(tables: RunTables, variant: str, policy: str, seed: int) -> Fi
         float(request["end_s"]) - float(attempts["end_s"].max()) for request, attempts in zip(whole, steps, strict=True)
     ]
     lanes = [_lanes_of(attempts, rest_s) for attempts, rest_s in zip(steps, rests, strict=True)]
-    heights = [0.75 + 0.3 * len(used) for used in lanes]
+    heights = [0.75 + 0.3 * len(used.keys) for used in lanes]
     figure = new_figure(
         f"Requests step by step: {tables.title_of_cell(variant, policy, seed)}", sum(heights) + 1.6 if stories else 2.0
     )
@@ -120,22 +130,44 @@ def _headline(story: Story, request: Mapping[str, Any]) -> str:
     return f"Request {story.request} ({story.why}): {outcome}"
 
 
-def _lanes_of(attempts: Columns, rest_s: float) -> list[int]:
-    """Lanes from top to bottom: the agent's own (-1) if it spent any time, then the tiers that were tried."""
+def _lanes_of(attempts: Columns, rest_s: float) -> Lanes:
+    """The agent's own lane if it spent any time, then those of the tiers that were tried; what runs side by side has lanes of its own."""
+    marks, tiers = boundaries_s(attempts), [int(tier) for tier in attempts["tier"]]
+    home = [(-1, slot) for slot in _slots([-1] * len(tiers), marks[:, 0], marks[:, _AWAY])]
+    away = list(zip(tiers, _slots(tiers, marks[:, _AWAY], marks[:, -1]), strict=True))
+    away = [at_home if tier < 0 else lane for tier, lane, at_home in zip(tiers, away, home, strict=True)]
     own = rest_s > _INVISIBLE_S or any(np.any(attempts[phase.column] > 0) for phase in PHASES if phase.at_home)
-    return sorted({int(tier) for tier in attempts["tier"]} | ({-1} if own else set()))
+    keys = sorted({*away, *(home if own else ()), *([(-1, 0)] if own else ())})
+    return Lanes(keys, [keys.index(lane) if own else 0 for lane in home], [keys.index(lane) for lane in away])
 
 
-def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: list[int], tables: RunTables) -> None:
+def _slots(groups: Sequence[int], begins: FloatArray, ends: FloatArray) -> list[int]:
+    """For each span of time, in the order of their beginnings, the first slot of its group that is free by then."""
+    busy_until: dict[int, list[float]] = {}
+    slots = []
+    for group, begin, end in zip(groups, begins.tolist(), ends.tolist(), strict=True):
+        taken = busy_until.setdefault(group, [])
+        slot = next((n for n, until in enumerate(taken) if until <= begin + _INVISIBLE_S), len(taken))
+        if end <= begin:
+            slot = 0
+        elif slot == len(taken):
+            taken.append(end)
+        else:
+            taken[slot] = end
+        slots.append(slot)
+    return slots
+
+
+def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: Lanes, tables: RunTables) -> None:
     marks = boundaries_s(attempts) - float(request["arrival_s"])
     end_s = max(float(request["latency_s"]), float(marks.max()))
     for number, row in enumerate(marks):
         hatch = _hatch(str(attempts["status"][number]))
-        tier_lane = lanes.index(int(attempts["tier"][number]))
-        axes.vlines(row[3], tier_lane - 0.36, tier_lane + 0.28, color=INK, linewidth=1.0, zorder=3)
+        tier_lane = lanes.away[number]
+        axes.vlines(row[_AWAY], tier_lane - 0.36, tier_lane + 0.28, color=INK, linewidth=1.0, zorder=3)
         for phase, begin, end in zip(PHASES, row[:-1], row[1:], strict=True):
             if end > begin:
-                lane = 0 if phase.at_home else tier_lane
+                lane = lanes.home[number] if phase.at_home else tier_lane
                 axes.barh(
                     lane, end - begin, left=begin, height=0.56, color=phase.colour, hatch=hatch,
                     edgecolor=INK if hatch else "white", linewidth=0.4,
@@ -145,8 +177,13 @@ def _panel(axes: Axes, request: Mapping[str, Any], attempts: Columns, lanes: lis
         axes.barh(0, rest_s, left=float(marks.max()), height=0.56, color=REST_COLOUR, edgecolor="white", linewidth=0.4)
     _reasons(axes, attempts, marks, lanes, end_s)
     axes.axvline(float(request["latency_s"]), color=INK, linewidth=1.2)
-    axes.set_yticks(range(len(lanes)), [_AGENT if lane < 0 else _tier_label(tables, lane) for lane in lanes])
-    axes.set_ylim(len(lanes) - 0.5, -0.5 if lanes[0] < 0 else -0.75)
+    labels = {
+        lane: _AGENT if tier < 0 else _tier_label(tables, tier)
+        for lane, (tier, slot) in enumerate(lanes.keys)
+        if not slot
+    }
+    axes.set_yticks(list(labels), list(labels.values()))
+    axes.set_ylim(len(lanes.keys) - 0.5, -0.5 if lanes.keys[0][0] < 0 else -0.75)
     axes.set_xlim(-0.004 * end_s, end_s * 1.004)
     axes.grid(visible=False, axis="y")
 
@@ -160,13 +197,13 @@ def _tier_label(tables: RunTables, tier: int) -> str:
     return f"{shorten(tables.tiers[tier], 16)} ({tables.roles[tier].upper()})"
 
 
-def _reasons(axes: Axes, attempts: Columns, marks: FloatArray, lanes: list[int], end_s: float) -> None:
+def _reasons(axes: Axes, attempts: Columns, marks: FloatArray, lanes: Lanes, end_s: float) -> None:
     """Above each attempt why its tier was chosen, where that changes; words without room are cut or left out."""
     width_s = _CHARACTER_SHARE * end_s
     last: dict[int, str] = {}
     starts = [
-        (lanes.index(int(t)), float(m[3]), str(r))
-        for t, m, r in zip(attempts["tier"], marks, attempts["reason"], strict=True)
+        (lane, float(row[_AWAY]), str(reason))
+        for lane, row, reason in zip(lanes.away, marks, attempts["reason"], strict=True)
     ]
     for number, (lane, begin, reason) in enumerate(starts):
         if not reason.strip() or last.get(lane) == reason:
