@@ -41,6 +41,12 @@ def dialogue_workload(scenario: Scenario, seed: int) -> DialogueWorkload:
 
 def _drawn(spec: Dialogues, split: str, count: int, seed: int) -> list[Task]:
     wanted = DialogueSpec(
-        spec.modalities, spec.kinds, spec.turns, spec.domains, spec.size_scale, spec.association_error
+        spec.modalities,
+        spec.kinds,
+        spec.turns,
+        spec.domains,
+        spec.size_scale,
+        spec.association_error,
+        spec.persistence,
     )
     return list(dialogue_tasks(count, component_rng(seed, f"dialogues/{split}"), wanted, f"{split}{seed}"))

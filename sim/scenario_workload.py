@@ -189,6 +189,8 @@ class Dialogues(Strict):
     """Factor on the bytes of all attachments."""
     association_error: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Standard deviation of the association scores, which policies see, around the true needs, which they do not."""
+    persistence: Share = 0.0
+    """Chance that a turn refers to the same modalities as the turn before: what was seen once is needed again."""
     memory: Share = 0.5
     """What it is worth that a modality was seen earlier in the dialogue, as a share of seeing it now."""
     fade: Share = 0.03

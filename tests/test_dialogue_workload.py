@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sim.policies.base import RoutingPolicy
 from sim.records import Records
 from sim.scenario import Scenario
 from sim.workload import BuiltWorkload, build_workload
+from tests.conftest import ROOT
 from tests.helpers import NOWHERE, load_text, rows, run_built, scenario
 from workloads.dialogue import turns_of
 from workloads.dialogue_truth import latent_of
@@ -69,6 +71,24 @@ def test_uploads_and_prompts_are_those_of_the_actions() -> None:
         np.testing.assert_array_equal(
             sent["prompt_tokens"] - alone["prompt_tokens"], [sum(a.tokens for a in of) for of in attached]
         )
+
+
+def test_the_documented_means_are_those_of_the_truth() -> None:
+    """docs/dialogues.md: bytes and tokens of a picture; scores on board, with the text alone, with everything, at best."""
+    told = " ".join((ROOT / "docs/dialogues.md").read_text(encoding="utf-8").split())
+    built = build_workload(world(1500, noise=0.0), 1, NOWHERE)
+    sizes = np.array([a.size_bytes for task in built.tasks for a in task.attachments])
+    tokens = np.array([a.tokens for task in built.tasks for a in task.attachments])
+    kilobytes, median = re.search(r"has (\d+) kB in the mean \(median (\d+) kB\)", told).groups()  # type: ignore[union-attr]
+    assert sizes.mean() / 1e3 == pytest.approx(float(kilobytes), rel=0.02)
+    assert np.median(sizes) / 1e3 == pytest.approx(float(median), rel=0.02)
+    assert tokens.mean() == pytest.approx(float(re.search(r"kB\) and (\d+) tokens", told)[1]), rel=0.02)  # type: ignore[index]
+    pattern = r"(0\.\d+) on board, (0\.\d+) in the cloud with the text alone, (0\.\d+) with everything, (0\.\d+) with the best"
+    stated = list(map(float, re.search(pattern, told).groups()))  # type: ignore[union-attr]
+    small = world(400, noise=0.0)
+    policies = [policy("tmo-fixed", action=action) for action in (0, 1, 8)] + [policy("oracle-dialogues", budget=1.0)]
+    found = [run_built(small, each).requests["score"].mean() for each in policies]
+    assert found == pytest.approx(stated, abs=0.015)
 
 
 def test_what_is_sent_along_makes_answers_better_and_turns_slower_and_dearer() -> None:

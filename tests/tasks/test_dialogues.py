@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,24 @@ def test_tables_are_consistent() -> None:
         assert not any(name in said for name in names), "a question that needs nothing must not name a modality"
 
 
+def test_needs_persist_where_asked() -> None:
+    """Turns refer to what the turn before did with the stated chance, or by chance; questions go on naming what they need."""
+
+    def repeats(tasks: list[Task]) -> list[bool]:
+        needed = [[tuple(np.array(turn) > 0.5) for turn in latent_of(task).needs] for task in tasks]
+        return [before == after for turns in needed for before, after in pairwise(turns)]
+
+    plain, lasting = (
+        list(dialogue_tasks(1500, np.random.default_rng(4), DialogueSpec(persistence=share))) for share in (0.0, 0.7)
+    )
+    by_chance = float(np.mean(repeats(plain)))
+    assert 0.1 < by_chance < 0.4
+    assert np.mean(repeats(lasting)) == pytest.approx(0.7 + 0.3 * by_chance, abs=0.05)
+    for task in lasting:
+        for turn, need in zip(turns_of(task), latent_of(task).needs, strict=True):
+            assert any(a.name in turn.question for a in task.attachments) == (max(need) > 0.5)
+
+
 def test_sizes_scale() -> None:
     """`size_scale` multiplies bytes and leaves tokens alone."""
     one, ten = (next(dialogue_tasks(1, np.random.default_rng(2), DialogueSpec(size_scale=s))) for s in (1.0, 10.0))
@@ -146,6 +165,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"modalities": -1}, "modalities"), ({"kinds": 0}, "kinds"), ({"turns": ()}, "turns"), ({"turns": (2, 0)}, "turns"),
     ({"domains": ()}, "domains"), ({"domains": ("kitchn",)}, "Did you mean 'kitchen'"), ({"size_scale": 0.0}, "size_scale"),
     ({"size_scale": float("inf")}, "size_scale"), ({"association_error": -0.1}, "association_error"),
+    ({"persistence": 1.5}, "persistence"),
     ({"association_error": float("nan")}, "association_error"),
 ]  # fmt: skip
 

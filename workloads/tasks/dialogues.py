@@ -9,6 +9,7 @@ What is drawn, for a dialogue (everything independent unless said otherwise):
   per byte;
 - for each turn its kind, evenly among the first `kinds` of KINDS; how many modalities its question refers to, with the kind's
   probabilities (`Kind.needs`, cut off at the number of modalities); which ones, evenly; and the question's text, which names them;
+  with the chance `persistence` it refers to those of the turn before instead, whatever its kind;
 - what the turn needs: 0.6 to 0.95 of each modality it refers to, 0 to 0.1 of each other, evenly;
 - the association scores that policies see: the needs plus a normal error of `association_error`, cut off at 0 and 1;
 - the answer's length, log-normal with the kind's mean and a coefficient of variation of 0.5, the same whichever model answers.
@@ -93,6 +94,8 @@ class DialogueSpec:
     """Factor on the bytes of all attachments."""
     association_error: float = 0.05
     """Standard deviation of the association scores around the true needs."""
+    persistence: float = 0.0
+    """Chance that a turn refers to the same modalities as the turn before."""
 
     def __post_init__(self) -> None:
         for domain in self.domains:
@@ -101,13 +104,11 @@ class DialogueSpec:
         wrong = {
             "modalities": self.modalities < 0, "kinds": self.kinds < 1, "domains": not self.domains,
             "turns": not self.turns or min(self.turns, default=0) < 1, "size_scale": not 0.0 < self.size_scale < math.inf,
-            "association_error": not 0.0 <= self.association_error < math.inf,
+            "association_error": not 0.0 <= self.association_error < math.inf, "persistence": not 0.0 <= self.persistence <= 1.0,
         }  # fmt: skip
         for name, is_wrong in wrong.items():
             if is_wrong:
-                remedy = (
-                    "At least 1 kind, domain and turn, 0 modalities, an error of 0, and a scale above 0 are allowed"
-                )
+                remedy = "Allowed: 1 kind, domain and turn or more, 0 modalities or more, an error from 0, a scale above 0, a chance"
                 raise InputError(f"dialogues: {name}", f"found {getattr(self, name)}", remedy)
 
 
@@ -145,14 +146,16 @@ def _dialogue(
     key = int(rng.integers(1 << 63))
     random = Random(key)  # words and places: choices that need no array
     attachments = [_attachment(modality, rng, spec.size_scale) for modality in modalities]
-    turns, needs = list[Turn](), list[tuple[float, ...]]()
+    turns, needs, needed = list[Turn](), list[tuple[float, ...]](), list[int]()
     asked = [kinds[index] for index in rng.integers(len(kinds), size=spec.turns[rng.integers(len(spec.turns))])]
     for kind in asked:
         chances = kind.needs[: len(modalities) + 1]
         count = random.choices(range(len(chances)), chances if any(chances) else None)[0]
-        needed = sorted(random.sample(range(len(modalities)), count))
+        drawn = sorted(random.sample(range(len(modalities)), count))
+        goes_on = turns and spec.persistence and random.random() < spec.persistence
+        needed = needed if goes_on else drawn
         need = rng.uniform(0.0, 0.1, len(modalities))
-        need[needed] = rng.uniform(0.6, 0.95, count)
+        need[needed] = rng.uniform(0.6, 0.95, len(needed))
         seen = np.clip(need + rng.normal(0.0, spec.association_error, len(modalities)), 0.0, 1.0)
         text = question(kind.name, DOMAINS[domain], [modalities[index].name for index in needed], random)
         turns.append(Turn(text, kind.name, tuple(seen.tolist())))
