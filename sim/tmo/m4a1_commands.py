@@ -10,7 +10,8 @@ from rich.console import Console
 
 tmo = typer.Typer(help="TMO on an M4A1 file: the authors' evaluation, and judges that are fair.", no_args_is_help=True)
 
-Data = Annotated[Path, typer.Option("--data", metavar="FILE", help="M4A1 dialogues (JSON).")]
+Data = Annotated[str, typer.Option("--data", metavar="FILE", help="M4A1 dialogues (JSON).")]
+DATA = "$ISTHMUS_DATA/m4a1/M4A1.json"
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results.")]
 Device = Annotated[str, typer.Option(help="The authors' local device.")]
 Network = Annotated[str, typer.Option(help="The authors' network: wired, wifi, 5g or 4g.")]
@@ -20,9 +21,16 @@ Learner = Annotated[
 ]
 
 
+def _found(data: str) -> Path:
+    """The file, relative to the working directory or under $ISTHMUS_DATA."""
+    from sim.loading import data_path
+
+    return data_path(data, Path("scenario.yaml"))
+
+
 @tmo.command()
 def authors(
-    data: Data,
+    data: Data = DATA,
     out: Out = Path("results"),
     device: Device = "Jetson TX2",
     network: Network = "wired",
@@ -38,7 +46,7 @@ def authors(
     from sim.tmo.m4a1_experiment import LEARNED, experiment
     from sim.tmo.m4a1_tables import authors_table, evaluation_rows, summary_rows, write_rows
 
-    trial = experiment(data, out, device, network, steps, learner or LEARNED)
+    trial = experiment(_found(data), out, device, network, steps, learner or LEARNED)
     with step_progress(Console(stderr=True)) as progress:
         rows = trial.evaluations(trial.splits(seeds, authors=True), progress)
     write_rows(trial.folder, "authors", evaluation_rows(rows))
@@ -49,13 +57,16 @@ def authors(
 
 @tmo.command()
 def judge(
-    data: Data,
+    data: Data = DATA,
     out: Out = Path("results"),
     device: Device = "Jetson TX2",
     network: Network = "wired",
     folds: Annotated[int, typer.Option(min=2, help="Parts that are held out in turn.")] = 5,
     steps: Steps = 30_000,
     learner: Learner = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="The authors' splits of seeds 1 to this, in place of folds.")
+    ] = None,
     resamples: Annotated[int, typer.Option(min=20, help="Of the dialogues, for intervals.")] = 500,
 ) -> None:
     """Judge the authors' policies by dialogues they were not trained on: response models, off-policy values, what is not known.
@@ -76,19 +87,20 @@ def judge(
     )  # fmt: skip
     from sim.tmo.responses import judged_models
 
-    trial = experiment(data, out, device, network, steps, learner or LEARNED)
-    splits = trial.splits(folds, authors=False)
+    trial = experiment(_found(data), out, device, network, steps, learner or LEARNED)
+    splits = trial.splits(seeds or folds, authors=seeds is not None)
     models = judged_models(trial.turns.zeroed())
     with step_progress(Console(stderr=True)) as progress:
         rows = trial.evaluations(splits, progress)
         found = trial.judgements(splits, progress, resamples=resamples)
         graded = trial.judgements(splits, progress, graded=True, resamples=resamples)
     values = judgement_rows(found, "sorry is 0")
+    name = "judge" if seeds is None else "judge_authors_splits"
     write_rows(trial.folder, "models", model_rows(models))
-    write_rows(trial.folder, "judge_evaluations", evaluation_rows(rows))
-    write_rows(trial.folder, "judge", [*values, *judgement_rows(graded, "as graded")])
+    write_rows(trial.folder, f"{name}_evaluations", evaluation_rows(rows))
+    write_rows(trial.folder, name, [*values, *judgement_rows(graded, "as graded")])
     save_figure(
-        draw_judged(values, {name: of.reward for name, (of, _) in means(rows, "own").items()}), trial.folder, "judge"
+        draw_judged(values, {name: of.reward for name, (of, _) in means(rows, "own").items()}), trial.folder, name
     )
     console = Console()
     console.print(models_table(models))

@@ -105,7 +105,7 @@ class Experiment:
     def judgements(
         self, splits: Sequence[Split], progress: Progress, *, graded: bool = False, resamples: int = 500
     ) -> dict[str, Judged]:
-        """The off-policy value of every policy, over the test dialogues of all splits, which must share none; against Local.
+        """The off-policy value of every policy over the test dialogues of all splits, and what that is more than Local's.
 
         With `graded`, answers with "sorry" words keep their grade. Policies are the same either way.
         """

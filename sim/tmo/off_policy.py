@@ -35,6 +35,9 @@ LEAST_TURNS = 5
 """A (kind, action) tried less often in the log counts as not supported."""
 UNSUPPORTED_ALLOWED, LEAST_EFFECTIVE = 0.05, 30.0
 """More of a policy's decisions without support, or fewer effective turns, than this is a warning."""
+NO_INTERVAL = 10.0
+"""Below so many effective turns the weighted and doubly robust values get no interval: of those on made-up logs 72-87 % held the
+truth (95 % are meant to), from 10 on 88-98 %."""
 
 
 class Behaviour:
@@ -99,7 +102,8 @@ def judged(
     """The value of a policy, or of policies trained alike on the rest of each part; 95 % BCa bootstrap intervals over dialogues.
 
     The response model of a part is made of that part alone: what a policy was trained on may not judge it. It is fitted anew in every
-    resample. `against` are the same parts with another policy, for a paired difference. Draws depend on `seed` only.
+    resample. A dialogue that is in several parts is drawn in all of them or in none. `against` are the same parts with another policy,
+    for a paired difference. Draws depend on `seed` only.
     """
     evidence = _Evidence(parts, make, behaviour, horizon, seed)
     other = _Evidence(against, make, behaviour, horizon, seed) if against is not None else None
@@ -118,6 +122,10 @@ def judged(
     effective = float(weight.sum() ** 2 / (weight @ weight)) if weight.any() else 0.0
     direct, weighted, robust, advantage = intervals
     unsupported = float(np.average(evidence.columns["unsupported"], weights=share))
+    if effective < NO_INTERVAL:
+        weighted, robust, advantage = (
+            interval._replace(lo=math.nan, hi=math.nan) for interval in (weighted, robust, advantage)
+        )
     return Judged(direct, weighted, robust, advantage, effective, len(weight), unsupported)
 
 
@@ -131,9 +139,7 @@ class _Evidence:
         self._make, self._horizon = make, horizon
         self.columns = {name: np.concatenate([getattr(piece, name) for piece in self._pieces]) for name in _COLUMNS}
         self._ends = np.cumsum([len(piece.share) for piece in self._pieces])
-        self.dialogue = np.concatenate(
-            [_numbered(part.turns) + end for part, end in zip(parts, self._ends, strict=True)]
-        )
+        self.dialogue = np.concatenate([part.turns.dialogue for part in parts])
 
     def direct(self, rows: IntArray) -> float:
         """By response models fitted on these rows, each on those of its part."""

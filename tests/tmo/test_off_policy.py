@@ -146,3 +146,13 @@ def test_only_the_dialogue_horizon_sees_a_policys_own_consequences() -> None:
     assert values["dialogue"].weighted.estimate == pytest.approx(own, abs=0.06)
     assert values["dialogue"].doubly_robust.estimate == pytest.approx(own, abs=0.06)
     assert values["turn"].doubly_robust.estimate == pytest.approx(logged, abs=0.06)
+
+
+def test_a_dialogue_in_two_parts_counts_once() -> None:
+    """The same part twice gives the same values and the same intervals as once: no second sample was drawn."""
+    log = made_up_log(40, np.random.default_rng(9), truth())
+    own, behaviour = part(log, mixed(LAYOUT, 0.6)), Behaviour(log)
+    once, twice = (judged([own] * count, Means, behaviour, resamples=50) for count in (1, 2))
+    for a, b in zip(once[:3], twice[:3], strict=True):
+        assert b == pytest.approx(a)
+    assert twice.effective == pytest.approx(2 * once.effective)
