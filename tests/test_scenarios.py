@@ -267,3 +267,40 @@ def test_theory_mean_latency_agrees_with_the_textbook(queue: str) -> None:
         interval = mean_interval(by_seed, confidence=0.999)
         assert interval.lo < expected_latency_s(queue, load) < interval.hi
         assert interval.hi - interval.lo < 0.3 * interval.estimate
+
+
+def test_tmo_reading_the_associations_beats_sending_everything() -> None:
+    """Greedy is better than every fixed action at less than the dearest one's price, and the oracle better still for less."""
+    policies = (
+        "policies=[all-slm, all-llm, tmo-cloud, {policy: tmo-fixed, label: text, action: 1}, {policy: tmo-fixed, label: pair, action: 5}, "
+        "tmo-greedy, {policy: oracle-dialogues, budget: 1.0}]"
+    )
+    found = runs(ROOT / "scenarios/tmo.yaml", ["workload.requests=150", "seeds=[1]", policies])
+    score = {family: mean(table, "score") for (_, family), table in found.items()}
+    cost = {family: mean(table, "total_usd") for (_, family), table in found.items()}
+    assert score["all-slm"] < score["text"] < score["tmo-cloud"] < score["all-llm"] < score["tmo-greedy"]
+    assert score["tmo-greedy"] < score["oracle-dialogues"]
+    assert cost["oracle-dialogues"] < cost["tmo-greedy"] < cost["all-llm"]
+    assert {kind for table in found.values() for kind in table["provenance"]} == {"modelled"}
+
+
+def test_tmo_budgets_are_kept_and_each_further_dollar_buys_less() -> None:
+    """The oracle spends its budget in the mean, or less with every dialogue, and beats greedy where greedy spends as much."""
+    policies = (
+        "policies=[{policy: oracle-dialogues, budget: [0.002, 0.005, 0.008]}, {policy: oracle-dialogues, label: each, keeps: each, "
+        "budget: 0.005}, {policy: tmo-greedy, association: 0.0, latency: 0.0, usage: 2.0}]"
+    )
+    path, settings = ROOT / "scenarios/tmo_budgets.yaml", ["workload.requests=200", "seeds=[1]", policies]
+    records = {cell.policy.name: run_cell(cell).requests for cell in expand_cells(load_scenario(path, settings))}
+    curve = []
+    for budget in (0.002, 0.005, 0.008):
+        table = records[f"oracle-dialogues(budget={budget:g})"]
+        assert 0.98 * budget < mean(table, "total_usd") <= 1.001 * budget
+        curve.append((mean(table, "total_usd"), mean(table, "score")))
+    gains = np.diff([score for _, score in curve]) / np.diff([cost for cost, _ in curve])
+    assert gains[0] > gains[1] > 0
+    over = records["each"]["total_usd"] > 0.005 * 1.001
+    assert over.mean() < 0.02
+    assert mean(records["each"], "score") < curve[1][1]
+    greedy = mean(records["tmo-greedy"], "total_usd"), mean(records["tmo-greedy"], "score")
+    assert greedy[1] < np.interp(greedy[0], *zip(*curve, strict=True))
