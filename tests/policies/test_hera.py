@@ -165,9 +165,9 @@ def test_parts_are_looked_at_one_by_one() -> None:
     said = {"h": "goal", "ttt": "goal", "tt": "x", "th": "x"}
     study = text_study({"q": full(5, said)})
     cost = {"embedding_s": 1.0, "prediction_s": 100.0, "components": "sd"}
-    # 2 predictions of this subtask; then of 2 parts: one passes, one does not
+    # one prediction of this subtask by both predictors; then of 2 parts: one passes, one does not
     one_by_one = decisions(prepared(study, decomposition="prefix", **cost), study)
-    assert one_by_one[0, 0].decision_s == pytest.approx(200.0 + 400.0 + 4.0)
+    assert one_by_one[0, 0].decision_s == pytest.approx(100.0 + 200.0 + 4.0)
     assert decisions(prepared(study, **cost), study)[0, 0].decision_s == one_by_one[0, 0].decision_s
     assert [one_by_one[0, position].decided for position in (1, 2)] == [False, False]
 
@@ -188,8 +188,8 @@ def test_a_decision_costs_what_it_looked_at() -> None:
     """URC embeds one text; SSE predicts two and compares two; what was decided before is free."""
     study = text_study({"q": full(3, {"h": "goal", "tt": "goal"})})
     made = decisions(prepared(study, components="urc+sse+sle", embedding_s=1.0, prediction_s=100.0), study)
-    # 1 (URC) + 2 (SSE) + 1 (DP) + 1 (SLE's comparison); 2 predictions for SSE, one more for the second small subtask
-    assert made[0, 0].decision_s == pytest.approx(5.0 + 300.0)
+    # 1 (URC) + 2 (SSE) + 1 (DP) + 1 (SLE's comparison); one prediction for SSE, one more for the second small subtask
+    assert made[0, 0].decision_s == pytest.approx(5.0 + 200.0)
     assert (made[0, 1].decided, made[0, 1].decision_s) == (False, 0.0)
 
 

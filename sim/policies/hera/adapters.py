@@ -97,6 +97,13 @@ def with_adapter(base: Any, folder: Path | None) -> Any:
         ) from None
 
 
+def save_adapter(model: Any, base: str, folder: Path) -> None:
+    """As safetensors with its configuration, which names the base as we do and not by where it lay on this machine."""
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty form
+
+
 def weights_store(base: str, folder: Path | None, more: str = "") -> ComputedStore | None:
     """Where the answers of a trained adapter on a packaged base are kept; None for others, whose weights no version names."""
     if folder is None or base not in (*PACKAGED_DECODERS, PACKAGED_ENCODER):
@@ -146,6 +153,7 @@ class TextClassifier:
         import torch
 
         torch.manual_seed(seed)
+        self._base = encoder
         base, self._tokenizer = load_base("AutoModel", encoder)
         self.model = with_adapter(base, folder)
         self.head = torch.nn.Linear(base.config.hidden_size + 2, classes)
@@ -213,7 +221,7 @@ class TextClassifier:
         """Adapter and head."""
         from safetensors.torch import save_file
 
-        self.model.save_pretrained(str(folder))
+        save_adapter(self.model, self._base, folder)
         save_file(self.head.state_dict(), folder / "head.safetensors")
 
 
@@ -224,17 +232,20 @@ class Writer:
         import torch
 
         torch.manual_seed(seed)
+        self._base = decoder
         base, self._tokenizer = load_base("AutoModelForCausalLM", decoder)
         self._tokenizer.padding_side = "left"
         self.model = with_adapter(base, folder)
         self._max_tokens = max_tokens
         self._known: dict[tuple[Message, ...], str] = {}
         self._store = weights_store(decoder, folder, f"{max_tokens} tokens")
+        self._merged = False
 
     def fit(
         self, rows: Sequence[tuple[tuple[Message, ...], str]], epochs: int, rate: float, seed: int, on_step: OnStep
     ) -> list[float]:
         """Minimise the cross-entropy of the texts' tokens with AdamW; returns the mean loss of each epoch."""
+        self._apart()
         encoded = [self._encoded(messages, text) for messages, text in rows]
         parameters = list(self.model.parameters())
         self.model.train()
@@ -244,6 +255,12 @@ class Writer:
         self.model.eval()
         self._known.clear()
         return losses
+
+    def _apart(self) -> None:
+        """The adapter beside its base again, to be trained or saved."""
+        if self._merged:
+            self.model.unmerge_adapter()
+            self._merged = False
 
     def _prompt(self, messages: tuple[Message, ...]) -> list[int]:
         chat = [{"role": message.role, "content": message.content} for message in messages]
@@ -286,6 +303,9 @@ class Writer:
                     self._store.keep({str(asked[messages]): self._known[messages].encode() for messages in part})
 
     def _generated(self, prompts: list[list[int]]) -> list[str]:
+        if not self._merged:  # a matrix less for each layer of a small model: half the time
+            self.model.merge_adapter()
+            self._merged = True
         batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
         found = self.model.generate(
             **batch, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
@@ -308,7 +328,8 @@ class Writer:
 
     def save(self, folder: Path) -> None:
         """The adapter."""
-        self.model.save_pretrained(str(folder))
+        self._apart()
+        save_adapter(self.model, self._base, folder)
 
 
 def batches(rows: Sequence[Any], length: Callable[[Any], int], order: random.Random, size: int) -> Iterator[list[Any]]:

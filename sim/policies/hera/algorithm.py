@@ -25,7 +25,10 @@ class Verdict(NamedTuple):
 
 
 class Effort:
-    """What a decision takes: texts embedded, each once a request (`embedded` are those by now), and subtasks predicted."""
+    """What a decision takes: texts embedded, each once a request (`embedded` are those by now), and subtasks predicted.
+
+    The predictors of the two models are adapters of one decoder and write side by side: both count as one prediction.
+    """
 
     def __init__(self, embedded: set[str], similarity: EmbeddingSimilarity) -> None:
         self._embedded, self._similarity = embedded, similarity
@@ -58,7 +61,7 @@ class Algorithm:
         if here is None:
             return Verdict(0, "no outlook")
         tests = {"sse": self._single, "sle": self._lookahead, "cd": self._convergence, "sd": self._decomposition}
-        effort.predictions += 1 if effort.predictions else 2  # the large model's is predicted once
+        effort.predictions += 1
         for component, test in tests.items():
             if component in self._components:
                 verdict = test(call, here, effort)
@@ -92,7 +95,7 @@ class Algorithm:
         del call
         horizon = self._options.horizon
         pairs = list(zip(roll(here, "small", horizon), roll(here, "large", horizon), strict=False))
-        effort.predictions += 2 * (len(pairs) - 1)
+        effort.predictions += len(pairs) - 1
         agree = [
             k for k, pair in enumerate(pairs) if k and effort.similar(pair[0].output("small"), pair[1].output("large"))
         ]
@@ -108,7 +111,7 @@ class Algorithm:
         parts = self.estimators.parts(here, effort.alike)
         passed = len(list(takewhile(lambda part: effort.similar(part.output("small"), part.output("large")), parts)))
         one_by_one = self._options.decomposition == "prefix"
-        effort.predictions += 2 * min(passed + 1, len(parts))
+        effort.predictions += min(passed + 1, len(parts))
         if parts and passed == len(parts):
             return Verdict(len(parts), f"sd {len(parts)} parts")
         if one_by_one and passed:

@@ -63,4 +63,4 @@ class HeraOptions(PolicyOptions):
     embedding_s: NonNegative = 0.012
     """Time to embed one text, s (about 82 texts/s on one CPU thread, measured)."""
     prediction_s: NonNegative | None = None
-    """Time to predict one subtask's text, s; as measured for trained estimators, else none, unless told."""
+    """Time in which both predictors, side by side, write one subtask, s; as measured for trained estimators, else none, unless told."""
