@@ -1,7 +1,8 @@
 """How a learner keeps a budget: a Lagrange multiplier learned by dual ascent, or the authors' zero reward for comparison.
 
 The learner maximises reward - sum of lambda x signal, and lambda rises while the constraint is broken (Altman, Constrained Markov
-Decision Processes, 1999; Tessler et al., Reward Constrained Policy Optimization, ICLR 2019):
+Decision Processes, 1999; Tessler et al., Reward Constrained Policy Optimization, ICLR 2019), with a proportional part that damps its
+swings (Stooke et al., Responsive Safety in Reinforcement Learning by PID Lagrangian Methods, ICML 2020):
 
     chance   P(C > b) <= tolerance, for the cost C of an episode and its budget b. The signal of a step is what it adds to
              1[C > b] + max(0, C - b) / b, whose mean is held at or below the tolerance; so is the share of episodes over budget,
@@ -34,8 +35,11 @@ class Rule:
     """chance: how much of 1[C > b] + excess share is tolerated in the mean, and with it of episodes over budget."""
     margin: float = 0.03
     """mean: the share of the budget that is left as a reserve against chance."""
-    rate: float = 0.4
-    """Step of the dual ascent: how far a multiplier moves at most at a time, in rewards, at the beginning; it falls to 0."""
+    rate: float = 0.08
+    """mean: how far the integral part of a multiplier moves at most at a time, in rewards, at the beginning; it falls to 0. For a
+    chance, whose prices are higher, five times as far."""
+    gain: float = 5.0
+    """Proportional part of a multiplier, as a multiple of the rate: it answers at once, and damps what the integral part overshoots."""
     most: float = 50.0
     """Largest multiplier."""
     knots: int = 5
@@ -49,6 +53,11 @@ class Rule:
     def target(self) -> float:
         """What the sum of an episode's signals may be in the mean."""
         return self.tolerance if self.keep == "chance" else 1.0 - self.margin
+
+    @property
+    def step(self) -> float:
+        """Of the dual ascent, in rewards."""
+        return 5.0 * self.rate if self.keep == "chance" else self.rate
 
     def signals(self, before: Array, after: Array, budgets: Array) -> Array:
         """The signals of a step that took an episode's costs from `before` to `after`; all of shape (episodes, budgets)."""
@@ -70,6 +79,7 @@ class Multipliers:
     def __init__(self, rule: Rule, ranged: list[bool]) -> None:
         self.rule = rule
         self.values = [np.zeros(rule.knots if many else 1) for many in ranged]
+        self.integrals = [knots.copy() for knots in self.values]
         self._learned = rule.keep in ("chance", "mean")
         self.forget()
 
@@ -98,18 +108,18 @@ class Multipliers:
     def update(self, remaining: float = 1.0) -> None:
         """Dual ascent on the episodes added since the last update, by the share of its target by which each constraint is broken.
 
-        It is cut off at 1, so that a constraint that is far off moves its multiplier no faster up than down. `remaining` is the share
-        of the training to come: steps that shrink let a policy settle at its price (Robbins and Monro 1951).
+        The share is cut off at 1, so that a constraint that is far off moves its multiplier no faster up than down. `remaining` is
+        the share of the training to come: steps that shrink let a policy settle at its price (Robbins and Monro 1951).
         """
         if self._learned:
-            for index, knots in enumerate(self.values):
-                weights = self._weights[index]
-                mean = np.divide(
-                    self._sums[index], weights, out=np.full_like(weights, self.rule.target), where=weights > 0
-                )
-                broken = np.clip(mean / self.rule.target - 1.0, -1.0, 1.0)
-                step = self.rule.rate * remaining * np.minimum(weights, 1.0) * broken
-                self.values[index] = np.clip(knots + step, 0.0, self.rule.most)
+            step = self.rule.step
+            for index, integral in enumerate(self.integrals):
+                weights, target = self._weights[index], self.rule.target
+                mean = np.divide(self._sums[index], weights, out=np.full_like(weights, target), where=weights > 0)
+                broken = np.clip(mean / target - 1.0, -1.0, 1.0) * np.minimum(weights, 1.0)
+                self.integrals[index] = np.clip(integral + step * remaining * broken, 0.0, self.rule.most)
+                proportional = self.rule.gain * step * remaining * broken
+                self.values[index] = np.clip(self.integrals[index] + proportional, 0.0, self.rule.most)
         self.forget()
 
     def _hats(self, index: int, places: Array) -> Array:

@@ -33,7 +33,7 @@ def test_signals_add_up_to_what_is_held_down() -> None:
 
 def test_a_multiplier_rises_while_its_budget_is_broken_and_falls_after() -> None:
     """Dual ascent by rate x (mean / target - 1), cut off at 1, never below 0 nor above the most; its steps shrink to nothing."""
-    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=0.5, most=3.0), [False])
+    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=0.1, gain=0.0, most=3.0), [False])
 
     def after(*breaches: float, remaining: float = 1.0) -> float:
         multipliers.add(np.zeros((len(breaches), 1)), column(*breaches))
@@ -59,7 +59,7 @@ def test_without_a_rule_that_learns_nothing_moves(keep: str) -> None:
 
 def test_a_range_of_budgets_has_multipliers_of_its_own() -> None:
     """Only the knots beside a budget move with its episodes; between knots the multiplier is interpolated."""
-    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0, knots=3), [True])
+    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0, gain=0.0, knots=3), [True])
     multipliers.add(column(*[0.0] * 8), column(*[2.0] * 8))
     multipliers.add(column(*[1.0] * 8), column(*[0.5] * 8))
     multipliers.update()
@@ -69,7 +69,7 @@ def test_a_range_of_budgets_has_multipliers_of_its_own() -> None:
 
 def test_several_budgets_have_a_multiplier_each() -> None:
     """The broken one rises alone."""
-    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0), [False, False])
+    multipliers = Multipliers(Rule("mean", rate=1.0, margin=0.0, gain=0.0), [False, False])
     multipliers.add(np.zeros((4, 2)), np.tile([1.5, 0.5], (4, 1)))
     multipliers.update()
     assert multipliers.at(np.zeros((1, 2))).tolist() == [[0.5, 0.0]]
@@ -80,3 +80,14 @@ def test_a_tolerance_is_a_share() -> None:
     for tolerance in (0.0, 1.0, float("nan")):
         with pytest.raises(InputError, match="between 0 and 1"):
             Rule(tolerance=tolerance)
+
+
+def test_the_proportional_part_answers_at_once_and_leaves_nothing_behind() -> None:
+    """It is there while the constraint is broken, and gone when it is met; the integral part stays."""
+    multipliers = Multipliers(Rule("mean", rate=0.1, margin=0.0, gain=5.0), [False])
+    multipliers.add(column(0.0), column(3.0))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [pytest.approx(0.6)]
+    multipliers.add(column(0.0), column(1.0))
+    multipliers.update()
+    assert multipliers.values[0].tolist() == [pytest.approx(0.1)]

@@ -32,8 +32,8 @@ def save(folder: Path, model: BaseAlgorithm, multipliers: Multipliers, identity:
     tensors = {f"policy/{name}": tensor.contiguous() for name, tensor in model.policy.state_dict().items()}
     for index, state in model.policy.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": torch.as_tensor(value).clone() for name, value in state.items()}
-    for index, knots in enumerate(multipliers.values):
-        tensors[f"multipliers/{index}"] = torch.tensor(knots)
+    for index, knots in enumerate(zip(multipliers.values, multipliers.integrals, strict=True)):
+        tensors[f"multipliers/{index}"] = torch.tensor(np.array(knots))
     counters: dict[str, Any] = {name: getattr(model, name) for name in _COUNTERS if hasattr(model, name)}
     replay = getattr(model, "replay_buffer", None)
     if isinstance(replay, PricedReplay):
@@ -66,7 +66,8 @@ def restore(folder: Path, model: BaseAlgorithm, multipliers: Multipliers, identi
         index, _, field = name.partition("/")
         states.setdefault(int(index), {})[field] = tensor
     model.policy.optimizer.load_state_dict({**optimizer, "state": states})
-    multipliers.values = [tensors[f"multipliers/{index}"].numpy() for index in range(len(multipliers.values))]
+    for index in range(len(multipliers.values)):
+        multipliers.values[index], multipliers.integrals[index] = tensors[f"multipliers/{index}"].numpy()
     counters = json.loads(facts["counters"])
     for name in _COUNTERS:
         if name in counters:

@@ -29,10 +29,10 @@ def build(name: str, env: PlacementVecEnv, multipliers: Multipliers, seed: int, 
         "device": "cpu",
         "policy_kwargs": {"net_arch": [WIDTH, WIDTH]},
     }
-    rollout = max(1, 1024 // env.num_envs)
+    rollout = max(1, 512 // env.num_envs)
     if name == "ppo":
         return PPO(
-            "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=256, n_epochs=6, gae_lambda=0.95,
+            "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=256, n_epochs=5, gae_lambda=0.95,
             ent_coef=0.01, **common,
         )  # fmt: skip
     if name == "a2c":

@@ -133,7 +133,7 @@ def _train(
     played = play(environment(background=policy), policy.choose, plan.evaluation_episodes, plan.seed + EVALUATION_SEED)
     card = Card(
         view, reward, plan.learner, decide, scenario.name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
-        [knots.round(6).tolist() for knots in multipliers.values], {**played.summary(), "training_s": round(trained_s, 1)},
+        [knots.round(6).tolist() for knots in multipliers.integrals], {**played.summary(), "training_s": round(trained_s, 1)},
     )  # fmt: skip
     write_policy(out, card, network)
     (out / checkpoint.NAME).unlink(missing_ok=True)
