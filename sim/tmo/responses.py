@@ -171,10 +171,12 @@ def design(layout: Layout, features: FloatArray, action: IntArray) -> FloatArray
     window = features[:, : layout.history].reshape(len(features), -1, layout.images + 2)
     seen = window[:, :, -1] >= 0
     earlier_cloud = np.where(seen, window[:, :, 0] == 1, 0).sum(axis=1, keepdims=True)
+    switched = (window[:, -1, :1] >= 0) & (window[:, -1, :1] != cloud)
     earlier_images = np.where(seen[:, :, None], window[:, :, 1:-1], 0).sum(axis=(1, 2), keepdims=True)[:, :, 0]
     return np.hstack([
         kind, cloud, kind * cloud, uploads, uploads.sum(axis=1, keepdims=True), (uploads > 0).any(axis=1, keepdims=True),
         (uploads * associations).sum(axis=1, keepdims=True), associations, seen.sum(axis=1, keepdims=True), earlier_cloud, earlier_images,
+        switched,
     ])  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def test_models_find_the_truth_in_a_large_log(name: str) -> None:
     new = made_up_log(200, rng, mean)
     action = rng.integers(0, LAYOUT.actions, len(new))
     predicted, std = fitted.predict(new.features, action)
-    assert np.sqrt(np.mean((predicted - mean(new.features, action)) ** 2)) < (0.02 if name == "means" else 0.12)
+    assert np.sqrt(np.mean((predicted - mean(new.features, action)) ** 2)) < (0.03 if name == "means" else 0.12)
     assert np.abs(std - 0.4).max() < 0.03
 
 
