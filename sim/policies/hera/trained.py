@@ -133,17 +133,23 @@ class Trained:
         except InputError:
             return
         self._models.request.know([(tree.task.prompt, 0) for tree in trees])
+        calls = {node.call.messages: node.call for tree in trees for node in tree.nodes.values()}
         writers = self._models.steps
-        level = [node.call.messages for tree in trees for node in tree.nodes.values()]
         for writer in writers:
-            writer.know(level)
-        here = [PredictedOutlook(writers, messages) for messages in level]
+            writer.know(list(calls))
+        here = [PredictedOutlook(writers, messages) for messages in calls]
         unlike = [outlook for outlook in here if outlook.output("small") != outlook.output("large")]
         for role, writer in zip(ROLES, writers, strict=True):  # nobody looks further ahead where both say the same
             ahead = unlike
             for _ in range(self._horizon):
                 ahead = [after for outlook in ahead if (after := outlook.after(role)) is not None]
                 writer.know([outlook.messages for outlook in ahead])
+        asked = [calls[outlook.messages] for outlook in unlike]
+        self._models.distance.know([(subtask_text(call.messages), call.position) for call in asked])
+        self._models.decomposer.know([_sd_asks(outlook) for outlook in unlike])
+        parts = [part.messages for outlook in unlike for part in self._parts(outlook)]
+        for writer in writers:
+            writer.know(parts)
 
     def request_similarity(self, task: Task) -> float:
         """The first class is 'alike'; its probability stands for the similarity it was trained on."""
@@ -162,8 +168,16 @@ class Trained:
         """The subtasks that SD's smaller steps lead to, on the way to the large model's predicted next one."""
         del similar
         assert isinstance(here, PredictedOutlook)
-        steps = as_steps(self._models.decomposer(with_goal(here.messages, here.output("large"))))
+        return self._parts(here)
+
+    def _parts(self, here: PredictedOutlook) -> list[PredictedOutlook]:
+        steps = as_steps(self._models.decomposer(_sd_asks(here)))
         return [PredictedOutlook(self._models.steps, messages) for messages in after_steps(here.messages, steps)]
+
+
+def _sd_asks(here: PredictedOutlook) -> tuple[Message, ...]:
+    """What SD is asked: how to get to the large model's predicted next subtask."""
+    return with_goal(here.messages, here.output("large"))
 
 
 @dataclass(frozen=True)
