@@ -14,6 +14,7 @@ from workloads.backend import InferenceBackend
 from workloads.errors import InputError
 from workloads.recording import Recording, ReplayBackend, read_recording
 from workloads.task import Task
+from workloads.tasks.modelled_pair import ModelledPair
 
 
 class TrainingSet(NamedTuple):
@@ -29,6 +30,31 @@ def recorded_answers(scenario: Scenario, tasks: Sequence[Task], scenario_path: P
     recording = read_isthmus(data_path(scenario.inference.recording, scenario_path))
     check_recorded(recording, tasks)
     return of_our_models(recording, [tier.model_name or name for name, tier in scenario.tiers.items()])
+
+
+def answers_of(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> InferenceBackend:
+    """Who answers tasks that are only asked, where no live models do."""
+    if scenario.inference.backend == "modelled":
+        return _made_up(tuple(sorted(qualities(scenario).items())))
+    return replaying(recorded_answers(scenario, tasks, scenario_path))
+
+
+@lru_cache(maxsize=4)
+def _made_up(qualities: tuple[tuple[str, float], ...]) -> ModelledPair:
+    """One backend for all cells of a run: what policies work out about its answers is worked out once."""
+    return ModelledPair(dict(qualities))
+
+
+def qualities(scenario: Scenario) -> dict[str, float]:
+    """Model -> its quality; raises InputError where tiers disagree about a model."""
+    found: dict[str, float] = {}
+    for name, tier in scenario.tiers.items():
+        model, quality = tier.model_name or name, tier.model.quality
+        if found.setdefault(model, quality) != quality:
+            problem = f"model_name {model!r} has qualities {found[model]:g} and {quality:g}"
+            remedy = "Give equal models one quality, or names of their own"
+            raise InputError(f"field tiers.{name}.model.quality", problem, remedy)
+    return found
 
 
 def training_set(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> TrainingSet | None:

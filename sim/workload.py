@@ -12,7 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.answers import TrainingSet, of_our_models, read_isthmus, recorded_answers, replaying, training_set
+from sim.answers import (
+    TrainingSet,
+    answers_of,
+    of_our_models,
+    qualities,
+    read_isthmus,
+    recorded_answers,
+    training_set,
+)
 from sim.dialogue_workload import dialogue_workload
 from sim.draws import component_rng
 from sim.loading import data_path
@@ -31,7 +39,6 @@ from workloads.readers import azure_llm, bandwidth_csv, burstgpt, mahimahi, moon
 from workloads.readers.trace_request import TraceRequest
 from workloads.recording import RECORD_IT, Recording, ReplayBackend
 from workloads.task import Task
-from workloads.tasks.modelled_pair import ModelledPair
 from workloads.tasks.recorded import intercode_recording, routellm_recording
 
 TRACE_READERS = {"azure_llm": azure_llm.read, "burstgpt": burstgpt.read, "mooncake": mooncake.read}
@@ -60,7 +67,7 @@ def build_workload(
     arrival_s = arrival_times(spec.arrivals, spec.requests, seed, scenario_path)
     if kind in ("modelled", "trace"):
         tasks = _modelled(scenario, seed, scenario_path)
-        world = ModelledWorkload(_qualities(scenario), _token_model(scenario))
+        world = ModelledWorkload(qualities(scenario), _token_model(scenario))
         return BuiltWorkload(tasks, in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
     if kind == "dialogues":
         drawn = dialogue_workload(scenario, seed)
@@ -73,7 +80,7 @@ def build_workload(
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
         requests = in_order(asked, spec.requests, seed, shuffle=spec.shuffle)
-        answering = live or _answering(scenario, asked, scenario_path)
+        answering = live or answers_of(scenario, asked, scenario_path)
         training = training_set(scenario, asked, scenario_path)
         return BuiltWorkload(asked, requests, agent, answering, arrival_s, training)
     recording, outcomes = _recorded(scenario, scenario_path)
@@ -112,6 +119,8 @@ def check_files(scenario: Scenario, scenario_path: Path, at: At = no_place) -> N
         if scenario.inference.backend == "replay":
             with at("inference", "recording"):
                 recorded_answers(scenario, tasks, scenario_path)
+        elif scenario.inference.backend == "modelled":
+            qualities(scenario)
         with at("inference", "training"):
             training_set(scenario, tasks, scenario_path)
     elif spec.tasks.kind == "m4a1":
@@ -157,23 +166,6 @@ def _read_trace(path: Path, form: str, time_column: str | None, bandwidth_column
     if form == "csv":
         return bandwidth_csv.read(path, time_column, bandwidth_column)
     return mahimahi.read(path) if form == "mahimahi" else pensieve.read(path)
-
-
-def _answering(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> InferenceBackend:
-    """Who answers tasks that are only asked, where no live models do."""
-    if scenario.inference.backend == "modelled":
-        return _made_up(tuple(sorted(_qualities(scenario).items())))
-    return replaying(recorded_answers(scenario, tasks, scenario_path))
-
-
-@lru_cache(maxsize=4)
-def _made_up(qualities: tuple[tuple[str, float], ...]) -> ModelledPair:
-    """One backend for all cells of a run: what policies work out about its answers is worked out once."""
-    return ModelledPair(dict(qualities))
-
-
-def _qualities(scenario: Scenario) -> dict[str, float]:
-    return {tier.model_name or name: tier.model.quality for name, tier in scenario.tiers.items()}
 
 
 def _token_model(scenario: Scenario) -> TokenModel:
