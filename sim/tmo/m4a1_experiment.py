@@ -16,11 +16,11 @@ import numpy as np
 
 from sim.tmo.authors import Evaluated, Setting, evaluated, values_of
 from sim.tmo.authors_learning import LEARNERS, REPORT_EVERY, Network, policy_of, trained, training_key
-from sim.tmo.logged import LoggedTurns, authors_split, fold, read_m4a1
-from sim.tmo.off_policy import Behaviour, Judged, Part, judged
+from sim.tmo.logged import FloatArray, Layout, LoggedTurns, authors_split, fold, read_m4a1
+from sim.tmo.off_policy import LEAST_TURNS, Behaviour, Judged, Part, judged
 from sim.tmo.recorded_walk import RecordedWalk
-from sim.tmo.responses import NearestNeighbours, TaskActionMeans
-from sim.tmo.turn_policies import TurnPolicy, best_by_kind, by_kind, fixed, greedy, mixed
+from sim.tmo.responses import NearestNeighbours, TaskActionMeans, kind_of
+from sim.tmo.turn_policies import TurnPolicy, TurnValues, best_by_kind, by_kind, fixed, greedy, mixed
 from workloads.errors import InputError, suggest
 
 Progress = Callable[[str, int], Callable[[], None]]
@@ -74,10 +74,12 @@ class Experiment:
         yield "cloud", mixed(layout, 0.0)
         for action, name in list(enumerate(layout.names))[1:]:
             yield name, fixed(layout, action)
-        for suffix, model in (("", neighbours), (" (means)", TaskActionMeans().fit(train))):
+        cells = TaskActionMeans().fit(train)
+        for suffix, model in (("", neighbours), (" (means)", cells)):
             values = values_of(setting, model)
             yield f"table{suffix}", by_kind(layout, best_by_kind(train, values))
             yield f"greedy{suffix}", greedy(values)
+        yield "table (tried)", by_kind(layout, best_by_kind(train, _tried(values_of(setting, cells), cells, layout)))
         for name in self.learned:
             budgets, learner = name.startswith("RC-"), name.removeprefix("RC-")
             environment = RecordedWalk(setting, neighbours, train, budgets=budgets)
@@ -151,6 +153,15 @@ def means(rows: Sequence[Row], judge: str) -> Mapping[str, tuple[Evaluated, floa
         )
         for name, group in found.items()
     }
+
+
+def _tried(values: TurnValues, cells: TaskActionMeans, layout: Layout) -> TurnValues:
+    """The same values, where the training dialogues tried the action often enough in turns of this kind to know anything of it."""
+
+    def among(features: FloatArray) -> FloatArray:
+        return np.where(cells.counts[kind_of(layout, features)] < LEAST_TURNS, -np.inf, values(features))
+
+    return among
 
 
 def _in_order(turns: LoggedTurns) -> list[int]:
