@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from serve.nodes.commands import cluster
 from sim.commands import ScenarioFile, Settings, commands
+from sim.tmo.learning_commands import learning
 from sim.tmo.m4a1_commands import tmo
 from workloads.errors import IsthmusError
 
@@ -68,6 +69,7 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(cluster, name="cluster")
+tmo.add_typer(learning)
 app.add_typer(tmo, name="tmo")
 
 

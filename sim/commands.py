@@ -197,7 +197,7 @@ def train(
 ) -> None:
     """Train a policy that places a scenario's turns by reinforcement learning, within budgets; the policy `tmo` runs it.
 
-    An interrupted training goes on where it was: repeat the command.
+    A scenario with a sweep is learned at all its points side by side. An interrupted training goes on where it was: repeat the command.
     """
     from sim.loading import load_scenario
     from sim.tmo.command import Wishes, card_table, train_policy

@@ -38,7 +38,10 @@ class Wishes:
 
 
 def train_policy(loaded: LoadedScenario, wishes: Wishes, out: Path, console: Console) -> Card:
-    """Train as wished, with a progress bar. Raises InputError for anything that cannot be trained."""
+    """Train as wished, on all points of the scenario's sweep side by side, with a progress bar.
+
+    Raises InputError for anything that cannot be trained.
+    """
     scenario = loaded.scenario
     keep = _one_of("--keep", wishes.keep, get_args(Keep))
     budgets = [parsed_budget(text) for text in wishes.budgets]
@@ -52,7 +55,9 @@ def train_policy(loaded: LoadedScenario, wishes: Wishes, out: Path, console: Con
     learner = _one_of("--learner", wishes.learner, LEARNERS)
     plan = Plan(learner, wishes.steps, wishes.seed, rule, evaluation_episodes=wishes.episodes)
     with TrainingProgress(console, wishes.steps) as progress:
-        return train(scenario, loaded.path, view, reward, plan, out, progress.show)
+        return train(
+            [variant.scenario for variant in loaded.variants], loaded.path, view, reward, plan, out, progress.show
+        )
 
 
 def _one_of(option: str, value: str, allowed: Any) -> str:

@@ -35,10 +35,10 @@ class Rule:
     """chance: how much of 1[C > b] + excess share is tolerated in the mean, and with it of episodes over budget."""
     margin: float = 0.03
     """mean: the share of the budget that is left as a reserve against chance."""
-    rate: float = 0.08
+    rate: float = 0.2
     """mean: how far the integral part of a multiplier moves at most at a time, in rewards, at the beginning; it falls to 0. For a
-    chance, whose prices are higher, five times as far."""
-    gain: float = 5.0
+    chance, whose prices are higher, twice as far."""
+    gain: float = 3.0
     """Proportional part of a multiplier, as a multiple of the rate: it answers at once, and damps what the integral part overshoots."""
     most: float = 50.0
     """Largest multiplier."""
@@ -57,7 +57,7 @@ class Rule:
     @property
     def step(self) -> float:
         """Of the dual ascent, in rewards."""
-        return 5.0 * self.rate if self.keep == "chance" else self.rate
+        return 2.0 * self.rate if self.keep == "chance" else self.rate
 
     def signals(self, before: Array, after: Array, budgets: Array) -> Array:
         """The signals of a step that took an episode's costs from `before` to `after`; all of shape (episodes, budgets)."""

@@ -33,7 +33,7 @@ def test_signals_add_up_to_what_is_held_down() -> None:
 
 def test_a_multiplier_rises_while_its_budget_is_broken_and_falls_after() -> None:
     """Dual ascent by rate x (mean / target - 1), cut off at 1, never below 0 nor above the most; its steps shrink to nothing."""
-    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=0.1, gain=0.0, most=3.0), [False])
+    multipliers = Multipliers(Rule("chance", tolerance=0.1, rate=0.25, gain=0.0, most=3.0), [False])
 
     def after(*breaches: float, remaining: float = 1.0) -> float:
         multipliers.add(np.zeros((len(breaches), 1)), column(*breaches))

@@ -41,7 +41,9 @@ def learned(
 ) -> Card:  # fmt: skip
     """Train on a scenario for the response alone."""
     view = view_of(loaded.scenario, loaded.path, budgets=budgets)
-    return train(loaded.scenario, loaded.path, view, RESPONSE, Plan(**plan), out, on_rollout)
+    return train(
+        [variant.scenario for variant in loaded.variants], loaded.path, view, RESPONSE, Plan(**plan), out, on_rollout
+    )
 
 
 def dollars(value: float, high: float = 0.0) -> tuple[Budget, ...]:
@@ -205,7 +207,7 @@ def test_trained_weights_come_with_their_card(tmp_path: Path) -> None:
     """What was trained, on what, for which budgets, and what it does on unseen requests."""
     learned(dialogues(tmp_path), tmp_path / "out", dollars(0.004, 0.016), rule=Rule("mean"), **SHORT)
     card, _ = read_policy(tmp_path / "out")
-    assert (card.learner, card.scenario, card.decide, card.steps) == ("ppo", "dialogues", "sample", 2048)
+    assert (card.learner, card.scenario, card.decide, card.steps) == ("ppo", "dialogues", "greedy", 2048)
     assert card.view.budgets == dollars(0.004, 0.016)
     assert len(card.multipliers[0]) == Rule().knots
     assert card.measured["episodes"] == 20

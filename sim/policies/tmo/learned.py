@@ -15,7 +15,7 @@ from sim.profiles import NonNegative, Positive
 from sim.records import RequestRow
 from sim.tmo.actions import Action, action_set, placement
 from sim.tmo.card import Card, Network, read_policy
-from sim.tmo.observing import Dialogue, Observer, Vector
+from sim.tmo.observing import Dialogue, Observer, Vector, View
 from workloads.errors import InputError, suggest
 from workloads.task import Task
 
@@ -100,24 +100,24 @@ class Tmo(NetworkPolicy):
             raise InputError(
                 "policy 'tmo', option 'weights'", "no trained policy ships here", "Name a folder of your own"
             )
-        self._folder = PACKAGED.get(options.weights, Path(options.weights))
-        card, network = read_policy(self._folder)
+        card, network = read_policy(PACKAGED.get(options.weights, Path(options.weights)))
+        self._place = f"policy 'tmo', weights {options.weights}"
         super().__init__(card, network, chosen_budgets(card, options.budget, options.budgets), options)
 
     def check(self, tiers: Sequence[TierView]) -> None:
         """The tiers must be those it was trained to choose from."""
-        check_actions(self.card, tiers, self.card.view.modalities, str(self._folder))
+        check_actions(self.card.view, tiers, self.card.view.modalities, self._place)
 
     def prepare(self, study: Study) -> None:
         """Check the tasks' modalities too."""
         names = dict.fromkeys(attachment.name for task in study.tasks for attachment in task.attachments)
-        check_actions(self.card, study.tiers, tuple(names), str(self._folder))
+        check_actions(self.card.view, study.tiers, tuple(names), self._place)
         super().prepare(study)
 
 
-def check_actions(card: Card, tiers: Sequence[TierView], modalities: Sequence[str], place: str) -> None:
-    """Raise InputError where a scenario's actions are not those the policy was trained for."""
-    trained = card.view.actions
+def check_actions(view: View, tiers: Sequence[TierView], modalities: Sequence[str], place: str) -> None:
+    """Raise InputError where a scenario's actions are not those of the view."""
+    trained = view.actions
     most = max(len(action.modalities) for action in trained)
     asked = action_set(tiers, modalities, most or None)
     if set(map(_unordered, asked)) == set(map(_unordered, trained)):

@@ -66,8 +66,8 @@ def restore(folder: Path, model: BaseAlgorithm, multipliers: Multipliers, identi
         index, _, field = name.partition("/")
         states.setdefault(int(index), {})[field] = tensor
     model.policy.optimizer.load_state_dict({**optimizer, "state": states})
-    for index in range(len(multipliers.values)):
-        multipliers.values[index], multipliers.integrals[index] = tensors[f"multipliers/{index}"].numpy()
+    for number in range(len(multipliers.values)):
+        multipliers.values[number], multipliers.integrals[number] = tensors[f"multipliers/{number}"].numpy()
     counters = json.loads(facts["counters"])
     for name in _COUNTERS:
         if name in counters:

@@ -17,6 +17,8 @@ from workloads.errors import InputError, suggest
 
 WIDTH = 64
 """Units of each of the two hidden layers."""
+ENTROPY = 0.01
+"""Weight of the policy's entropy at the beginning of a training; it falls to 0."""
 ON_POLICY: dict[str, type[BaseAlgorithm]] = {"ppo": PPO, "a2c": A2C}
 LEARNERS = (*ON_POLICY, "dqn")
 
@@ -33,11 +35,11 @@ def build(name: str, env: PlacementVecEnv, multipliers: Multipliers, seed: int, 
     if name == "ppo":
         return PPO(
             "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=256, n_epochs=5, gae_lambda=0.95,
-            ent_coef=0.01, **common,
+            ent_coef=ENTROPY, **common,
         )  # fmt: skip
     if name == "a2c":
         return A2C(
-            "MlpPolicy", env, learning_rate=partial(_falling, 1e-3), n_steps=max(1, 128 // env.num_envs), gae_lambda=0.95, ent_coef=0.01,
+            "MlpPolicy", env, learning_rate=partial(_falling, 1e-3), n_steps=max(1, 128 // env.num_envs), gae_lambda=0.95, ent_coef=ENTROPY,
             use_rms_prop=False, normalize_advantage=True, **common,
         )  # fmt: skip
     if name == "dqn":

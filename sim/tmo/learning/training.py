@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,19 +13,21 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sim.cells import resolved
 from sim.policies.base import PolicyOptions
 from sim.policies.hera.adapters import one_thread
-from sim.policies.tmo.learned import DECISION_S, NetworkPolicy, chosen_budgets
+from sim.policies.tmo.learned import DECISION_S, NetworkPolicy, check_actions, chosen_budgets
 from sim.scenario import Scenario
+from sim.study import rates_of, tier_views
 from sim.tmo.card import Card, write_policy
 from sim.tmo.constraint import Multipliers, Rule
 from sim.tmo.environment import PlacementEnv
-from sim.tmo.evaluation import EVALUATION_SEED, check_budgets, play
+from sim.tmo.evaluation import EVALUATION_SEED, Played, check_budgets, play
 from sim.tmo.learning import checkpoint
-from sim.tmo.learning.learners import ON_POLICY, build, network_of
+from sim.tmo.learning.learners import ENTROPY, ON_POLICY, build, network_of
 from sim.tmo.learning.vector import PlacementVecEnv
 from sim.tmo.observing import View
 from sim.tmo.pool import DIALOGUES, Pool
@@ -75,9 +77,11 @@ class Course(BaseCallback):
         begin_anew(self.model, self._env, self._plan.seed, part)
 
     def _on_rollout_end(self) -> None:
-        multipliers = self._env.multipliers
+        multipliers, remaining = self._env.multipliers, max(0.0, 1.0 - self.num_timesteps / self._plan.steps)
+        if isinstance(self.model, OnPolicyAlgorithm):
+            self.model.ent_coef = ENTROPY * remaining  # the policy that is written takes the preferred actions
         if multipliers.episodes >= self._plan.dual_episodes:
-            multipliers.update(max(0.0, 1.0 - self.num_timesteps / self._plan.steps))
+            multipliers.update(remaining)
         network = network_of(self.model)
         for env in self._env.envs:
             env.focus.background.network = network  # type: ignore[attr-defined]
@@ -96,51 +100,79 @@ def begin_anew(model: Any, env: PlacementVecEnv, seed: int, part: int) -> None:
 
 
 def train(
-    scenario: Scenario, path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout | None = None
+    scenarios: Sequence[Scenario], path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout | None = None
 ) -> Card:  # fmt: skip
-    """Train and write the policy into `out`. Raises InputError for budgets that cannot be kept and a checkpoint that is not this one's."""
+    """Train on these scenarios side by side and write the policy into `out`.
+
+    Raises InputError for budgets that cannot be kept and for a checkpoint that is not this training's.
+    """
     if plan.steps < 1 or plan.envs < 1:
         raise InputError("training", f"{plan.steps} steps in {plan.envs} environments", "Give at least 1 of either")
     with one_thread():
-        return _train(scenario, path, view, reward, plan, out, on_rollout or (lambda steps, env: None))
+        return _train(scenarios, path, view, reward, plan, out, on_rollout or (lambda steps, env: None))
 
 
 def _train(
-    scenario: Scenario, path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout
+    scenarios: Sequence[Scenario], path: Path, view: View, reward: Reward, plan: Plan, out: Path, on_rollout: OnRollout
 ) -> Card:
-    begun_s, pool = time.perf_counter(), Pool(scenario, path, plan.dialogues)
-    environment = partial(PlacementEnv, scenario, path, view, reward, decision_s=DECISION_S)
-    check_budgets(environment(build=pool), plan.seed)
+    begun_s = time.perf_counter()
+    worlds = [World(scenario, path, view, reward, plan.dialogues) for scenario in scenarios]
+    for world in worlds:
+        check_budgets(world.to_learn(), plan.seed)
+    for scenario in scenarios:
+        check_actions(view, tier_views(scenario, rates_of(scenario)), view.modalities, "training on a sweep")
     multipliers = Multipliers(plan.rule, [low < high for _, low, high in view.budgets])
-    decide = "sample" if plan.rule.keep == "mean" and plan.learner in ON_POLICY else "greedy"
     untrained = Card(
-        view, reward, plan.learner, decide, scenario.name, plan.steps, plan.seed, "tanh", asdict(plan.rule)
+        view, reward, plan.learner, "greedy", scenarios[0].name, plan.steps, plan.seed, "tanh", asdict(plan.rule)
     )
-    budgets = chosen_budgets(untrained, None, {})
-    vector = PlacementVecEnv(
-        [environment(build=pool) for _ in range(plan.envs)], multipliers, priced=plan.learner in ON_POLICY
-    )
+    budgets, each = chosen_budgets(untrained, None, {}), -(-plan.envs // len(worlds))
+    envs = [world.to_learn() for _ in range(each) for world in worlds]
+    vector = PlacementVecEnv(envs, multipliers, priced=plan.learner in ON_POLICY)
     model = build(plan.learner, vector, multipliers, plan.seed, plan.steps)
-    for env in vector.envs:
+    for env in envs:
         env.focus.background = NetworkPolicy(untrained, network_of(model), budgets, env.focus.options)
-    identity = _identity(scenario, view, reward, plan)
+    identity = _identity(scenarios, view, reward, plan)
     resumed = checkpoint.restore(out, model, multipliers, identity)
     course = Course(plan, vector, out, identity, on_rollout)
     model.learn(plan.steps - model.num_timesteps, course, reset_num_timesteps=not resumed, log_interval=10**9)
     network = network_of(model)
     trained_s = time.perf_counter() - begun_s
     policy = NetworkPolicy(untrained, network, budgets, PolicyOptions(decision_s=DECISION_S))
-    played = play(environment(background=policy), policy.choose, plan.evaluation_episodes, plan.seed + EVALUATION_SEED)
+    measured = unseen(worlds, policy, plan.evaluation_episodes, plan.seed + EVALUATION_SEED).summary()
     card = Card(
-        view, reward, plan.learner, decide, scenario.name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
-        [knots.round(6).tolist() for knots in multipliers.integrals], {**played.summary(), "training_s": round(trained_s, 1)},
+        view, reward, plan.learner, "greedy", scenarios[0].name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
+        [knots.round(6).tolist() for knots in multipliers.integrals], {**measured, "training_s": round(trained_s, 1)},
     )  # fmt: skip
     write_policy(out, card, network)
     (out / checkpoint.NAME).unlink(missing_ok=True)
     return card
 
 
-def _identity(scenario: Scenario, view: View, reward: Reward, plan: Plan) -> str:
+class World:
+    """A scenario to learn in, and to be judged in on requests that nobody learned from."""
+
+    def __init__(self, scenario: Scenario, path: Path, view: View, reward: Reward, dialogues: int) -> None:
+        self._pool = Pool(scenario, path, dialogues)
+        self._make = partial(PlacementEnv, scenario, path, view, reward, decision_s=DECISION_S)
+
+    def to_learn(self) -> PlacementEnv:
+        """An environment on the pool's requests."""
+        return self._make(build=self._pool)
+
+    def to_judge(self, policy: NetworkPolicy) -> PlacementEnv:
+        """An environment on the scenario's own requests, under seeds that no scenario names; the load is the policy's, too."""
+        return self._make(background=policy)
+
+
+def unseen(worlds: Sequence[World], policy: NetworkPolicy, episodes: int, seed: int) -> Played:
+    """Episodes that the policy was not trained on, evenly from all worlds."""
+    played = [play(world.to_judge(policy), policy.choose, -(-episodes // len(worlds)), seed) for world in worlds]
+    return Played(
+        played[0].items, *(np.concatenate(columns) for columns in zip(*(part[1:] for part in played), strict=True))
+    )
+
+
+def _identity(scenarios: Sequence[Scenario], view: View, reward: Reward, plan: Plan) -> str:
     """A hash of everything that a training's result depends on."""
-    facts = [resolved(scenario), asdict(view), asdict(reward), asdict(plan)]
+    facts = [*map(resolved, scenarios), asdict(view), asdict(reward), asdict(plan)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

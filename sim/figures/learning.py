@@ -1,0 +1,74 @@
+"""What learned policies reach: against the optimum by budget, and from one network to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sim.figures.style import BLUE, ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
+
+_KNOWN = {
+    "optimum": ("black", "-"),
+    "optimum, no foresight": ("black", ":"),
+    "greedy": (ORANGE, "--"),
+    "fixed": ("grey", "--"),
+    "table": (BLUE, "--"),
+}
+
+
+@styled
+def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Mean reward of a request by the mean budget it keeps, a line per policy; the bars are 95 % intervals.
+
+    `rows` have `policy`, `budget`, `reward` and `interval`.
+    """
+    figure = new_figure("Reward of a dialogue by the mean budget it keeps", 4.0)
+    axes = figure.add_subplot()
+    handles: list[Any] = []
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        own = [row for row in rows if row["policy"] == policy]
+        colour, line = _KNOWN.get(policy, (VERMILION, "-"))
+        handles.append(axes.errorbar(
+            [1000 * row["budget"] for row in own], [row["reward"] for row in own], [row["interval"] for row in own], color=colour,
+            linestyle=line, marker="o", markersize=4, capsize=2, label=policy,
+        ))  # fmt: skip
+    axes.set_xlabel("mean budget, m$ a dialogue")
+    axes.set_ylabel("sum of a dialogue's scores")
+    legend_below(figure, handles)
+    return figure
+
+
+@styled
+def draw_matrix(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Reward by where a policy was trained (down) and tested (across), with the share of requests over budget below each number.
+
+    `rows` have `trained`, `tested`, `reward` and `over`.
+    """
+    trained, tested = (list(dict.fromkeys(row[name] for row in rows)) for name in ("trained", "tested"))
+    reward = np.full((len(trained), len(tested)), np.nan)
+    figure = new_figure(
+        "Reward of a dialogue, and requests over their time, by where a policy was trained and tested",
+        1.5 + 0.55 * len(trained),
+    )
+    axes = figure.add_subplot()
+    for row in rows:
+        place = trained.index(row["trained"]), tested.index(row["tested"])
+        reward[place] = row["reward"]
+        axes.text(
+            place[1],
+            place[0],
+            f"{three_digits(row['reward'])}\n{row['over']:.0%} over",
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
+    axes.imshow(reward, cmap="Blues", vmin=np.nanmin(reward) - 0.5, vmax=np.nanmax(reward) + 0.5, aspect="auto")
+    axes.set_xticks(range(len(tested)), tested)
+    axes.set_yticks(range(len(trained)), trained)
+    axes.set_xlabel("tested on")
+    axes.set_ylabel("trained on")
+    axes.grid(visible=False)
+    return figure

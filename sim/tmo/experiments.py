@@ -1,0 +1,186 @@
+"""What learned policies are worth on a scenario: `run_sim.py tmo regret`, `tmo networks` and `tmo parts`.
+
+Every policy places the same requests under the same seeds, so differences are paired. Trained policies are kept under a name that says
+all they depend on: a command that was interrupted goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sim.cells import resolved
+from sim.loading import LoadedScenario
+from sim.policies import build_policy
+from sim.scenario import Scenario
+from sim.simulation import simulate
+from sim.tmo.card import CARD
+from sim.tmo.constraint import Keep, Rule
+from sim.tmo.environment import view_of
+from sim.tmo.observing import DEFAULT_PARTS, Budget
+from sim.tmo.reward import Reward
+from sim.workload import build_workload, load_trace
+
+Array = npt.NDArray[np.float64]
+RESPONSE = Reward(association=0.0, latency=0.0, usage=0.0)
+"""The reward of the optimum: the sum of a dialogue's scores, with costs as the budget's concern alone."""
+BLIND = tuple(part for part in DEFAULT_PARTS if part not in ("network", "queues"))
+PRICES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Weights of usage among which greedy and the table choose what keeps a budget."""
+
+
+class Judged(NamedTuple):
+    """A policy on n requests: reward and cost of each, shape (n,)."""
+
+    reward: Array
+    cost: Array
+
+    def row(self, name: str, budget: float) -> dict[str, Any]:
+        """Its means, the share of requests over a budget and their mean excess, for a table."""
+        excess = np.maximum(0.0, self.cost / budget - 1.0)
+        return {
+            "policy": name, "budget": budget, "reward": float(self.reward.mean()), "interval": _half_width(self.reward),
+            "cost": float(self.cost.mean()), "over": float((excess > 0).mean()), "excess": float(excess.mean()),
+        }  # fmt: skip
+
+
+def _half_width(values: Array) -> float:
+    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def difference(first: Judged, second: Judged) -> tuple[float, float]:
+    """(mean, 95 % half-width) of the paired difference of rewards."""
+    gap = first.reward - second.reward
+    return float(gap.mean()), _half_width(gap)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A scenario on which policies are trained for an item's budget and judged, and the folder where they are kept."""
+
+    loaded: LoadedScenario
+    folder: Path
+    item: str = "total_usd"
+    steps: int = 60_000
+    seeds: tuple[int, ...] = (101, 102, 103, 104)
+    on_rollout: Callable[..., None] | None = None
+
+    def trained(
+        self, scenarios: Sequence[Scenario], budget: float, *, keep: Keep, learner: str = "ppo", parts: Sequence[str] = DEFAULT_PARTS, seed: int = 1
+    ) -> str:  # fmt: skip
+        """The folder of a policy for this budget, trained now unless it is there."""
+        from sim.tmo.learning.training import Plan, train
+
+        plan = Plan(learner, self.steps, seed, Rule(keep), evaluation_episodes=400)
+        facts = [*map(resolved, scenarios), asdict(plan), budget, self.item, list(parts)]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+        folder = self.folder / "policies" / f"{learner}-{keep}-{budget:g}-{key}"
+        if not (folder / CARD).exists():
+            view = view_of(scenarios[0], self.loaded.path, parts, [Budget(self.item, budget, budget)])
+            train(scenarios, self.loaded.path, view, RESPONSE, plan, folder, self.on_rollout)
+        return str(folder)
+
+    def judged(self, scenario: Scenario, policy: str, **options: Any) -> Judged:
+        """A policy on the scenario's requests under every seed."""
+        rewards, costs = [], []
+        for seed in self.seeds:
+            workload = build_workload(scenario, seed, self.loaded.path)
+            built = build_policy(policy, options, self.loaded.path.parent)
+            records = simulate(scenario, workload, built, seed, lambda file: load_trace(file, self.loaded.path))
+            taken = records.subtasks["status"] == "ok"
+            scores = np.where(taken, np.nan_to_num(records.subtasks["score"]), 0.0)
+            rewards.append(np.bincount(records.subtasks["request"], scores, minlength=len(workload.requests)))
+            costs.append(records.requests[self.item])
+        return Judged(np.concatenate(rewards), np.concatenate(costs))
+
+    def save(self, name: str, found: Any) -> None:
+        """Keep a table as JSON."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """For each budget, kept in the mean: the optimum, learners, and the best of the others that keep it; `share` is of the optimum.
+
+    `over_greedy` and `over_fixed` are a learner's paired differences to greedy and to the best fixed action, with half-widths.
+    """
+    scenario = trial.loaded.scenario
+    view = view_of(scenario, trial.loaded.path)
+    weights = asdict(replace(RESPONSE))
+    free = {name: weights[name] for name in ("association", "latency")}
+    fixed = [trial.judged(scenario, "tmo-fixed", action=number) for number in range(len(view.actions))]
+    greedy = [trial.judged(scenario, "tmo-greedy", **free, usage=price) for price in PRICES]
+    table = [trial.judged(scenario, "tmo-table", **free, usage=price) for price in PRICES]
+    for budget in budgets:
+        optimum = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item)
+        now = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item, foresees=False)
+        others = {
+            name: _best(found, budget) for name, found in (("fixed", fixed), ("table", table), ("greedy", greedy))
+        }
+        rows = {"optimum": optimum, "optimum, no foresight": now, **others}
+        for learner in learners:
+            rows[f"rc-{learner}"] = trial.judged(
+                scenario, "tmo", weights=trial.trained([scenario], budget, keep="mean", learner=learner)
+            )
+        for name, found in rows.items():
+            row = {**found.row(name, budget), "share": float(found.reward.mean() / optimum.reward.mean())}
+            if name.startswith("rc-"):
+                row |= {
+                    "over_greedy": difference(found, others["greedy"]),
+                    "over_fixed": difference(found, others["fixed"]),
+                }
+            yield row
+
+
+def _best(found: Sequence[Judged], budget: float) -> Judged:
+    """The one with the most reward among those whose mean cost keeps the budget, or the cheapest."""
+    kept = [judged for judged in found if judged.cost.mean() <= budget]
+    return (
+        max(kept, key=lambda judged: judged.reward.mean())
+        if kept
+        else min(found, key=lambda judged: judged.cost.mean())
+    )
+
+
+def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
+    """Trained on each point of the scenario's sweep and tested on every other, kept by each request (chance); then on all together.
+
+    `trained` is a point's label, `all` for the policy that was trained on all of them and sees the network, `all, blind` for the one that
+    does not see it.
+    """
+    points: Mapping[str, Scenario] = {variant.label: variant.scenario for variant in trial.loaded.variants}
+    policies = {
+        "all": trial.trained(list(points.values()), budget, keep="chance"),
+        "all, blind": trial.trained(list(points.values()), budget, keep="chance", parts=BLIND),
+    }
+    for label, scenario in points.items():
+        policies[label] = trial.trained([scenario], budget, keep="chance")
+    for trained, weights in policies.items():
+        for tested, scenario in points.items():
+            found = trial.judged(scenario, "tmo", weights=weights)
+            yield {**found.row("tmo", budget), "trained": trained, "tested": tested}
+
+
+def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
+    """Learners that see less, and one that sees the question's embedding besides; budgets are kept in the mean."""
+    scenario = trial.loaded.scenario
+    without = [part for part in DEFAULT_PARTS if part not in ("budget", "position", "prompt", "queues")]
+    seen = {
+        "all": DEFAULT_PARTS,
+        **{f"without {part}": tuple(p for p in DEFAULT_PARTS if p != part) for part in without},
+        "the authors' (kind, history, remaining)": ("kind", "history", "remaining"),
+        "all and the question": (*DEFAULT_PARTS, "question"),
+    }
+    first: Judged | None = None
+    for name, chosen in seen.items():
+        found = trial.judged(scenario, "tmo", weights=trial.trained([scenario], budget, keep="mean", parts=chosen))
+        first = first or found
+        yield {**found.row(name, budget), "difference": difference(found, first)}
