@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.policies.base import Observation, Placement
 from sim.records import Records
@@ -160,3 +162,33 @@ def test_policies_see_which_tiers_take_attachments() -> None:
     }
     run(scenario(tiers), [task()], Chosen(look))
     assert found == {"edge": False, "box": True, "cloud": True, "text": False}
+
+
+SUBSETS = st.none() | st.lists(st.sampled_from(["front", "back"]), unique=True).map(tuple)
+
+
+@given(
+    placements=st.lists(st.tuples(st.sampled_from(["edge", "box", "cloud"]), SUBSETS), min_size=1, max_size=6),
+    keep=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_bytes_and_tokens_add_up_over_any_dialogue(
+    placements: list[tuple[str, tuple[str, ...] | None]], keep: bool
+) -> None:
+    """Against a plain reckoning: what a tier sees counts in its prompts, what it does not hold yet travels there."""
+    tiers = {"edge": device(), "box": device(multimodal=True), "cloud": device("llm")}
+    world = scenario(tiers, client={"stream": False, "keep_attachments": keep})
+    asked = [
+        Placement(tier, modalities=() if tier == "edge" and names else names) for tier, names in placements
+    ]  # fmt: skip
+    steps = [NO_BYTES] * len(asked)
+    policy = Chosen(lambda seen: asked[seen.call.position])
+    found = rows(run(world, [task(*steps, attachments=PICTURES)], policy).subtasks)
+    held: dict[str, set[str]] = {}
+    for row, placement in zip(found, asked, strict=True):
+        wanted = {"front", "back"} if placement.modalities is None else set(placement.modalities)
+        has = held.setdefault(placement.tier, set())
+        sees = set() if placement.tier == "edge" else wanted | has
+        assert row["prompt_tokens"] == 100 + sum(a.tokens for a in PICTURES if a.name in sees)
+        assert row["upload_bytes"] == sum(a.size_bytes for a in PICTURES if a.name in sees - has)
+        has |= sees if keep else set()
