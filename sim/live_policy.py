@@ -176,6 +176,8 @@ class _Request(NamedTuple):
     task: Task
     arrival_s: float
     attempts: tuple[SubtaskRow, ...] = ()
+    begun: bool = False
+    """Whether its first subtask was placed; another one's may come before it where branches run side by side."""
 
 
 class _Origin:
@@ -193,7 +195,7 @@ class _Origin:
 class LivePolicy:
     """One prepared policy and the requests it is placing.
 
-    A request starts with its first call (position 0). The end of one is not known: it is forgotten when so many others came
+    A request starts with its first call (position 0), or with one of another branch that comes before it. The end of one is not known: it is forgotten when so many others came
     later, and the policy is told by `learn` with status `unknown` and no score.
     """
 
@@ -213,12 +215,15 @@ class LivePolicy:
 
     def place(self, request: int, call: ModelCall, world: LiveWorld, load: Mapping[str, TierLoad]) -> Placement:
         """Decide about one call. Raises InputError for a policy that cannot answer at once, or names no tier."""
-        if request not in self._requests or call.position == 0:
+        known = self._requests.get(request)
+        if known is None or (known.begun and call.position == 0):
             self._forget(request, world)
             self._requests[request] = _Request(call.task, world.now_s())
             self._policy.start(request, call.task)
             if len(self._requests) > _REMEMBERED_REQUESTS:
                 self._forget(next(iter(self._requests)), world)
+        if call.position == 0:
+            self._requests[request] = self._requests[request]._replace(begun=True)
         self._requests.move_to_end(request)
         return self._checked(self._policy.place(self._observation(request, call, world, load)), world)
 

@@ -1,7 +1,8 @@
 """The protocol between a gateway and what decides for it: a model's name and one call in, a tier and its price out.
 
 A chat call over HTTP is stateless. What the simulator knows of a request is found again in the conversation: the request is
-the text up to the first user message, and the position is the number of assistant messages so far.
+the text up to the first user message, and the position is the number of assistant messages so far. Parallel branches of a request
+cannot be found there: a client that forks tells them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,17 @@ class TierLoad(NamedTuple):
     waiting: int = 0
     active: int = 0
     capacity: int = 1
+
+
+class Part(NamedTuple):
+    """Which subtask of its request a call is, as a client tells it; None: the position is found in the conversation."""
+
+    position: int | None = None
+    branch: int = 0
+
+
+IN_CHAIN = Part()
+"""A subtask whose conversation tells where it stands."""
 
 
 class Decision(NamedTuple):
@@ -94,14 +106,16 @@ def call_of(
     messages: tuple[Message, ...],
     max_tokens: int = 1024,
     count_tokens: Callable[[tuple[Message, ...]], int] | None = None,
+    part: Part = IN_CHAIN,
 ) -> ModelCall:
     """A conversation as the model call an agent would have made: one task for each beginning, positions counted from 0."""
     size = payload_bytes(messages)
     tokens = count_tokens(messages) if count_tokens else max(1, round((size - FRAMING_BYTES) / BYTES_PER_TOKEN))
     prompt = next((message.content for message in messages if message.role == "user"), "")
-    position = sum(message.role == "assistant" for message in messages)
-    task = Task(f"request-{request_number(messages):x}", prompt, prompt_tokens=tokens if not position else 0)
-    return ModelCall(task, position, messages, tokens, size, max_tokens=max_tokens)
+    counted = sum(message.role == "assistant" for message in messages)
+    position = counted if part.position is None else part.position
+    task = Task(f"request-{request_number(messages):x}", prompt, prompt_tokens=tokens if not counted else 0)
+    return ModelCall(task, position, messages, tokens, size, max_tokens=max_tokens, branch=part.branch)
 
 
 def request_number(messages: tuple[Message, ...]) -> int:
@@ -120,7 +134,12 @@ def request_number(messages: tuple[Message, ...]) -> int:
 
 
 def earlier_calls(call: ModelCall) -> Iterator[ModelCall]:
-    """The calls of the same request that must have come before: the conversation as it was before each assistant message."""
+    """The calls of the same request that must have come before: the conversation as it was before each assistant message.
+
+    None for a call in a branch, of which nobody knows where earlier ones stood.
+    """
+    if call.branch:
+        return
     for index, message in enumerate(call.messages):
         if message.role == "assistant":
             before = call_of(call.messages[:index], call.max_tokens)

@@ -20,7 +20,7 @@ from serve.gateway.openai_protocol import ApiError, ChatRequest
 from serve.generation import Generation
 from workloads.agent import FRAMING_BYTES
 from workloads.errors import InputError, ModelUnavailable
-from workloads.placing import Charge, Placer, TierLoad, call_of, request_number
+from workloads.placing import IN_CHAIN, Charge, Part, Placer, TierLoad, call_of, request_number
 from workloads.task import Completion
 
 _LOG = logging.getLogger(__name__)
@@ -128,12 +128,12 @@ class Calls:
         except InputError as error:
             raise _no_such_model(error) from None
 
-    async def place(self, chat: ChatRequest, number: int | None) -> Placed:
+    async def place(self, chat: ChatRequest, number: int | None, part: Part = IN_CHAIN) -> Placed:
         """Ask the policy; `number` is the request's number if the client gave one. Raises ApiError (404, 504)."""
         label = self.label(chat.model)
         until_s = asyncio.get_running_loop().time() + self.options.timeout_s
         request = request_number(chat.messages) if number is None else number
-        call = call_of(chat.messages, chat.max_tokens or _TOKENS_UNLESS_TOLD)
+        call = call_of(chat.messages, chat.max_tokens or _TOKENS_UNLESS_TOLD, part=part)
         if chat.model not in self._ready:
             await self._prepare(chat.model, until_s)
         asked = partial(self.placer.place, chat.model, request, call, self.load())

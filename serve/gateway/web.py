@@ -31,7 +31,7 @@ from serve.gateway.calls import Calls
 from serve.gateway.openai_answers import model_object
 from serve.gateway.openai_protocol import ApiError, ChatRequest, read_chat
 from serve.gateway.replies import HUNG_UP, CallRecord, Exchange, Observer, Reply, TooSlow, error_response, json_response
-from workloads.placing import FIRST_UNNUMBERED
+from workloads.placing import FIRST_UNNUMBERED, Part
 
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -160,7 +160,7 @@ class _Pages:
             self._observe(replace(record, elapsed_s=time.perf_counter() - begun_s))
 
         try:
-            number = _request_number(request)
+            number, part = _request_number(request), _part(request)
             chat = read_chat(await self._body(request))
             record = replace(record, model=self.calls.label(chat.model))
         except ApiError as error:
@@ -173,7 +173,7 @@ class _Pages:
         async def work(send: Send) -> None:
             reply = Reply(self.calls, self._headers(request), send, replace(record, status=HUNG_UP))
             try:
-                await self._answer(request, chat, number, reply)
+                await self._answer(request, chat, (number, part), reply)
             except TooSlow:
                 _LOG.warning("request %s: its client does not read the answer", self._id_of(request))
             finally:
@@ -181,10 +181,10 @@ class _Pages:
 
         return Exchange(work)
 
-    async def _answer(self, request: Request, chat: ChatRequest, number: int | None, reply: Reply) -> None:
+    async def _answer(self, request: Request, chat: ChatRequest, whose: tuple[int | None, Part], reply: Reply) -> None:
         try:
             with self.calls.admitted():
-                placed = await self.calls.place(chat, number)
+                placed = await self.calls.place(chat, *whose)
                 await (reply.streamed(placed) if chat.stream else reply.plain(placed))
         except TooSlow:
             raise
@@ -224,11 +224,24 @@ class _Pages:
 
 def _request_number(request: Request) -> int | None:
     """The number a client gives its request, if it does; below those that a conversation's text is given."""
-    given = request.headers.get("x-isthmus-request")
+    assert _MOST_NUMBER < FIRST_UNNUMBERED
+    return _whole_number(request, "X-Isthmus-Request")
+
+
+def _part(request: Request) -> Part:
+    """Which subtask of a request that forks this is, if its client tells. Raises ApiError where it tells half of it."""
+    position, branch = (_whole_number(request, f"X-Isthmus-{name}") for name in ("Position", "Branch"))
+    if branch and (position is None or request.headers.get("x-isthmus-request") is None):
+        message = "Header X-Isthmus-Branch needs X-Isthmus-Request and X-Isthmus-Position: branches do not tell what they belong to."
+        raise ApiError(400, message, param="X-Isthmus-Branch", code="missing_required_parameter")
+    return Part(position, branch or 0)
+
+
+def _whole_number(request: Request, header: str) -> int | None:
+    given = request.headers.get(header.lower())
     if given is None:
         return None
     if not (given.isascii() and given.isdecimal()) or len(given) > 10 or int(given) > _MOST_NUMBER:
-        assert _MOST_NUMBER < FIRST_UNNUMBERED
-        message = f"Invalid header X-Isthmus-Request: allowed are whole numbers from 0 to {_MOST_NUMBER}."
-        raise ApiError(400, message, param="X-Isthmus-Request", code="invalid_value")
+        message = f"Invalid header {header}: allowed are whole numbers from 0 to {_MOST_NUMBER}."
+        raise ApiError(400, message, param=header, code="invalid_value")
     return int(given)

@@ -85,10 +85,15 @@ def test_slow_bodies() -> None:
         ({"X-Isthmus-Request": "-1"}, 400),
         ({"X-Isthmus-Request": "1e3"}, 400),
         ({"X-Isthmus-Request": "9" * 30}, 400),
+        ({"X-Isthmus-Request": "12", "X-Isthmus-Position": "7", "X-Isthmus-Branch": "2"}, 200),
+        ({"X-Isthmus-Request": "12", "X-Isthmus-Branch": "0"}, 200),
+        ({"X-Isthmus-Request": "12", "X-Isthmus-Branch": "2"}, 400),
+        ({"X-Isthmus-Position": "7", "X-Isthmus-Branch": "2"}, 400),
+        ({"X-Isthmus-Request": "12", "X-Isthmus-Position": "-7"}, 400),
     ],
 )
 def test_headers(gateway: Gateway, headers: dict[str, str], status: int) -> None:
-    """JSON in UTF-8 is taken, anything else refused by its header; a request's number is a small whole number."""
+    """JSON in UTF-8 is taken, anything else refused by its header; a request's number is a small whole number, a branch needs it and a place."""
     body = json.dumps({"model": "edge", "messages": QUESTION}).encode()
     response = gateway.request("/v1/chat/completions", body, headers=headers)
     assert response.status == status
@@ -96,6 +101,7 @@ def test_headers(gateway: Gateway, headers: dict[str, str], status: int) -> None
         error_of(response, status)
     elif "X-Isthmus-Request" in headers:
         assert response.document["isthmus"]["request"] == 12
+        assert response.document["isthmus"]["position"] == int(headers.get("X-Isthmus-Position", 0))
 
 
 def test_wrong_model_names(gateway: Gateway) -> None:
