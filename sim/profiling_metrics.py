@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sim.policies.hera.profile import MOST_EXTRA
 from sim.records import Columns
 from sim.statistics import FloatArray, Interval, cluster_interval, proportion_interval
 
@@ -103,9 +102,10 @@ def subtask_counts(requests: Columns) -> dict[str, Counts]:
 
 
 def distances(subtasks: Columns) -> dict[str, Interval]:
-    """Shares of the large model's subtasks by their S-L distance, from 0 to the largest counted and never (Fig. 5)."""
+    """Shares of the large model's subtasks by their S-L distance, from 0 to the largest there is, and never (Fig. 5)."""
     path = on_large_path(subtasks)
-    labels = {str(extra): path["distance"] == extra for extra in range(MOST_EXTRA + 1)}
+    farthest = int(np.max(path["distance"], initial=0.0, where=np.isfinite(path["distance"])))
+    labels = {str(extra): path["distance"] == extra for extra in range(farthest + 1)}
     labels[NEVER] = np.isinf(path["distance"])
     return {label: share(holds, path["task"]) for label, holds in labels.items()}
 
