@@ -73,6 +73,15 @@ def test_breakdown_adds_up_to_the_mean_latency(run: Run) -> None:
         assert sum(bar.get_width() for bar in bars) == pytest.approx(expected)
 
 
+def test_breakdown_says_where_parallel_branches_are_added_up(run: Run) -> None:
+    """Phases of steps side by side take longer together than the request; the axis says so, and only then."""
+    label = draw_latency_breakdown(run.tables, run.summary, families_of(run), "base").axes[0].get_xlabel()
+    assert "parallel" not in label
+    shorter = [{**row, "latency_mean_s": 0.5 * float(row["latency_mean_s"])} for row in run.summary]
+    label = draw_latency_breakdown(run.tables, shorter, families_of(run), "base").axes[0].get_xlabel()
+    assert label.endswith("parallel branches added up")
+
+
 def test_breakdown_leaves_out_the_warm_up(run: Run) -> None:
     """Attempts of requests that are not in the request table count nothing."""
     own = run.tables.requests

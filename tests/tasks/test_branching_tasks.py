@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sim.loading import LoadedScenario, load_scenario
 from sim.recording_run import record
 from tests.conftest import ROOT
 from tests.helpers import load_text, rows
+from tests.recording_process import SCENARIO
 from workloads.agent import in_turn
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError
@@ -110,6 +112,34 @@ def test_what_cannot_be_drawn_is_said(fields: dict[str, Any], message: str) -> N
     """With the function's own name in front."""
     with pytest.raises(InputError, match=message):
         branching_tasks(**{"split": "test", "count": 1, "seed": 1, **fields})
+
+
+def hasty(call: ModelCall, model: str) -> Completion:
+    """The little model is wrong in every third question; both name the tokens they take."""
+    wrong = call.messages[0].content if model == "little" and len(call.messages[0].content) % 3 == 0 else ""
+    step = right_step(call, model, wrong)
+    return step._replace(
+        prompt_tokens=call.prompt_tokens, completion_tokens=len(step.text.split()), download_bytes=300 + len(step.text)
+    )
+
+
+@pytest.mark.parametrize("depth", [None, 15])
+def test_forks_are_recorded_and_replayed_as_they_were(tmp_path: Path, depth: int | None) -> None:
+    """What policies asked in parallel branches, or every placement: the same rows come of it, whichever branch asked first."""
+    few = ["workload.tasks={kind: branching, distinct_tasks: 8}", "workload.requests=8"]
+    loaded = load_text(tmp_path, SCENARIO, few)
+    summary = record(loaded, ScriptedBackend(hasty), tmp_path / "r.jsonl.gz", depth)
+    assert summary.accuracy["large"] == 1.0
+    assert summary.accuracy["little"] < 1.0
+    replaying = load_text(tmp_path, SCENARIO, [*few, "inference.backend=replay", "inference.recording=r.jsonl.gz"])
+    for live, replay in zip(expand_cells(loaded), expand_cells(replaying), strict=True):
+        first, second = (
+            rows(found.subtasks) for found in (run_cell(live, live=ScriptedBackend(hasty)), run_cell(replay))
+        )
+        assert [{**row, "score": 0, "ttft_s": 0} for row in first] == [
+            {**row, "score": 0, "ttft_s": 0} for row in second
+        ]
+        assert any(row["start_s"] == other["start_s"] for row, other in pairwise(first))
 
 
 # ------------------------------------------------------------------------------------------------------- made-up models
