@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sim.figures.style import BLUE, ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
+from sim.figures.style import ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
 
 _KNOWN = {
     "optimum": ("black", "-"),

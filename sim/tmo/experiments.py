@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +33,8 @@ Array = npt.NDArray[np.float64]
 RESPONSE = Reward(association=0.0, latency=0.0, usage=0.0)
 """The reward of the optimum: the sum of a dialogue's scores, with costs as the budget's concern alone."""
 BLIND = tuple(part for part in DEFAULT_PARTS if part not in ("network", "queues"))
-PRICES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-"""Weights of usage among which greedy and the table choose what keeps a budget."""
+PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Weights of usage among which greedy has what keeps a budget."""
 
 
 class Judged(NamedTuple):
@@ -70,7 +70,7 @@ class Trial:
     folder: Path
     item: str = "total_usd"
     steps: int = 60_000
-    seeds: tuple[int, ...] = (101, 102, 103, 104)
+    seeds: tuple[int, ...] = (101, 102)
     on_rollout: Callable[..., None] | None = None
 
     def trained(
@@ -114,17 +114,13 @@ def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str]) -> I
     """
     scenario = trial.loaded.scenario
     view = view_of(scenario, trial.loaded.path)
-    weights = asdict(replace(RESPONSE))
-    free = {name: weights[name] for name in ("association", "latency")}
+    free = {"association": 0.0, "latency": 0.0}
     fixed = [trial.judged(scenario, "tmo-fixed", action=number) for number in range(len(view.actions))]
     greedy = [trial.judged(scenario, "tmo-greedy", **free, usage=price) for price in PRICES]
-    table = [trial.judged(scenario, "tmo-table", **free, usage=price) for price in PRICES]
     for budget in budgets:
         optimum = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item)
         now = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item, foresees=False)
-        others = {
-            name: _best(found, budget) for name, found in (("fixed", fixed), ("table", table), ("greedy", greedy))
-        }
+        others = {name: _best(found, budget) for name, found in (("fixed", fixed), ("greedy", greedy))}
         rows = {"optimum": optimum, "optimum, no foresight": now, **others}
         for learner in learners:
             rows[f"rc-{learner}"] = trial.judged(

@@ -54,7 +54,7 @@ def networks(
     scenario: ScenarioFile = Path("scenarios/tmo_networks.yaml"),
     settings: Settings = None,
     out: Out = _RESULTS,
-    budget: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 12.0,
+    budget: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 15.0,
     steps: Steps = 40_000,
 ) -> None:
     """Trained on one network, tested on another; and what it is worth to see the network."""
