@@ -15,7 +15,6 @@ _KNOWN = {
     "optimum, no foresight": ("black", ":"),
     "greedy": (ORANGE, "--"),
     "fixed": ("grey", "--"),
-    "table": (BLUE, "--"),
 }
 
 
