@@ -33,6 +33,8 @@ TRAINED = {
     "tmo-greedy",
 }
 """These learn from other requests; without any they cannot be prepared."""
+MADE_FOR_ONE = {"tmo"}
+"""Runs weights that fit the actions of one scenario only: tests/tmo/test_learned.py tries it there."""
 
 Decisions = Mapping[tuple[int, int], Placement]
 """What a policy answered, by (request, position)."""

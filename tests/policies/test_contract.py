@@ -11,7 +11,15 @@ import pytest
 from sim.policies import POLICIES
 from sim.policies.base import Observation, Placement, RoutingPolicy, Study
 from tests.conftest import ROOT
-from tests.policies import TRAINED, check_decisions, check_options, dialogue_study, modelled_study, text_study
+from tests.policies import (
+    MADE_FOR_ONE,
+    TRAINED,
+    check_decisions,
+    check_options,
+    dialogue_study,
+    modelled_study,
+    text_study,
+)
 
 TMO = {name for name in POLICIES if name.startswith("tmo-")}
 """These choose what goes along with the turns of a dialogue."""
@@ -43,6 +51,7 @@ CASES = [
         marks=[pytest.mark.slow] if name in READS_TEXT and study is not modelled_study else [],
     )
     for name in POLICIES
+    if name not in MADE_FOR_ONE
     for study in studies(name)
 ]
 
@@ -59,7 +68,7 @@ def test_a_policy_places_every_subtask(name: str, study: Callable[[], Study]) ->
     check_decisions(POLICIES[name], study())
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES.keys() - TRAINED))
+@pytest.mark.parametrize("name", sorted(POLICIES.keys() - TRAINED - MADE_FOR_ONE))
 def test_two_tasks_are_enough(name: str) -> None:
     """No policy needs more than two tasks to prepare."""
     check_decisions(POLICIES[name], dialogue_study(2) if name in KNOWS_TRUTH else modelled_study(2))

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from sim.policies import POLICIES
 from sim.policies.base import RoutingPolicy, Study
 from sim.policies.oracle import OracleCost, OracleSlmUsage
-from tests.policies import TRAINED, Decisions, decisions, modelled_study, observation, placed, prepared, study_of
+from tests.policies import (
+    MADE_FOR_ONE,
+    TRAINED,
+    Decisions,
+    decisions,
+    modelled_study,
+    observation,
+    placed,
+    prepared,
+    study_of,
+)
 from workloads.agent import conversation_agent
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError, RecordingMiss
@@ -203,7 +213,7 @@ def test_no_policy_beats_the_oracles() -> None:
     """At any policy's accuracy the oracles use the small model at least as much, and pay no more."""
     study = modelled_study(60, max_subtasks=5)
     full = all_llm_accuracy(study)
-    names = sorted(POLICIES.keys() - TRAINED - {"oracle-cost", "oracle-slm-usage"})
+    names = sorted(POLICIES.keys() - TRAINED - MADE_FOR_ONE - {"oracle-cost", "oracle-slm-usage"})
     rivals = [prepared(POLICIES[name], study) for name in names]
     rivals += [prepared(POLICIES["random"], study, p=p) for p in (0.1, 0.3, 0.7, 0.9)]
     for rival in rivals:
