@@ -20,6 +20,9 @@ from sim.tmo.observing import COST_ITEMS, DEFAULT_PARTS, PARTS, Budget
 from sim.tmo.reward import Reward
 from workloads.errors import InputError, suggest
 
+_SHOW_EVERY = 500
+"""Steps."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -116,6 +119,7 @@ class TrainingProgress:
             console=console,
         )  # fmt: skip
         self._task = self._progress.add_task("", total=steps, facts="")
+        self._shown = 0
 
     def __enter__(self) -> TrainingProgress:
         self._progress.start()
@@ -125,7 +129,10 @@ class TrainingProgress:
         self._progress.stop()
 
     def show(self, steps: int, env: Any) -> None:
-        """Another rollout is done."""
+        """Another rollout is done; short ones are shown together."""
+        if steps < self._shown + _SHOW_EVERY:
+            return
+        self._shown = steps
         lately = list(env.lately)
         facts = ""
         if lately:

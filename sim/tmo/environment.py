@@ -126,8 +126,9 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         response = next(
             (row.score for row in reversed(seen.attempts[first:]) if row.status == "ok" and row.tier >= 0), np.nan
         )
-        uploaded = self._indices(seen.call.task)[chosen]
-        fit = association_norm(turn.associations, uploaded)
+        fit = 0.0
+        if self.reward.association:
+            fit = association_norm(turn.associations, self._indices(seen.call.task)[chosen])
         reward = self.reward.of(response, fit, costs[self._latency], costs[self._usage])
         ended = focus.ended
         self._graded |= response == response
