@@ -40,6 +40,7 @@ from sim.report_tables import (
     METRICS_EXPLAINED,
     NOT_DEPLOYABLE,
     assignment_table,
+    decision_table,
     frontier_table,
     ledger_table,
     provenance_badge,
@@ -217,6 +218,7 @@ def _page(
 ) -> str:
     variants = variants_of(summary)
     money = money_unit(numbers(summary, "cost_usd").tolist())
+    decisions = [(v, decision_table(summary, families, v)) for v in variants]
     frontier_tables = [(v, frontier_table(frontier.get(v, {}), families)) for v in variants]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -235,6 +237,8 @@ def _page(
             if any(row["variant"] == v for row in wrong)
         ],
         ledger_tables=[(v, ledger_table(summary, families, v, money)) for v in variants],
+        decision_tables=[(v, table) for v, table in decisions if table.rows],
+        decision_caption=_captions("What deciding takes", variants, None),
         summary_caption=_captions("Results per policy", variants, money),
         frontier_caption=_captions("Metrics per family of policies", variants, None),
         assignment_caption=_captions("Subtasks placed elsewhere than by an oracle", variants, None),

@@ -15,6 +15,7 @@ from sim.figures.style import Summary, Unit, number, numbers, of_variant
 MISSING = "–"
 _MOST_DECIMALS = 4
 _PERCENT = Unit(100.0, "%")
+_JOULES = (Unit(1e-3, "kJ"), Unit(1.0, "J"), Unit(1e3, "mJ"))
 
 
 class Cell(NamedTuple):
@@ -49,15 +50,14 @@ class Column(NamedTuple):
 
 
 NOT_DEPLOYABLE = "not deployable"
-_NOT_ALWAYS = ("energy_j", "carbon_g", "decision_share", "decision_j", "wrong")
+_NOT_ALWAYS = ("energy_j", "carbon_g")
 
 
 def summary_columns(summary: Summary, money: Unit) -> list[Column]:
     """The columns of the summary table, each in a unit that suits all variants."""
     seconds = Unit(1.0, "s")
-    energy = _readable(summary, "energy_j", (Unit(1e-3, "kJ"), Unit(1.0, "J"), Unit(1e3, "mJ")))
+    energy = _readable(summary, "energy_j", _JOULES)
     carbon = _readable(summary, "carbon_g", (Unit(1e-3, "kg"), Unit(1.0, "g"), Unit(1e3, "mg"), Unit(1e6, "µg")))
-    deciding = _readable(summary, "decision_j", (Unit(1.0, "J"), Unit(1e3, "mJ")))
     return [
         Column("accuracy", "Accuracy", _PERCENT),
         Column("slm_usage", "SLM usage", _PERCENT),
@@ -68,9 +68,6 @@ def summary_columns(summary: Summary, money: Unit) -> list[Column]:
         Column("completion_rate", "Completed", _PERCENT),
         Column("energy_j", "Energy", energy),
         Column("carbon_g", "Carbon", carbon),
-        Column("decision_share", "Decisions' share of latency", _PERCENT),
-        Column("decision_j", "Energy of decisions", deciding),
-        Column("wrong", "Wrong assignments", _PERCENT),
     ]
 
 
@@ -124,7 +121,7 @@ METRICS_EXPLAINED = (
 
 
 def summary_table(summary: Summary, families: Families, variant: str, money: Unit) -> Table:
-    """One row per policy of a variant; energy, carbon, decisions and wrong assignments only where there are any."""
+    """One row per policy of a variant; energy and carbon only where a scenario counts them."""
     rows = of_variant(summary, variant)
     columns = [
         column
@@ -143,6 +140,18 @@ def frontier_table(metrics: Mapping[str, Mapping[str, Any]], families: Families)
     names = [name for name in names if any(math.isfinite(number(metrics[name], c.key)) for c in frontier_columns())]
     notes = [NOT_DEPLOYABLE if name in families.names and families.is_oracle(name) else "" for name in names]
     return _table("Family", frontier_columns(), [metrics[name] for name in names], names, notes)
+
+
+def decision_table(summary: Summary, families: Families, variant: str) -> Table:
+    """What deciding takes, a row for each policy of a variant whose decisions take any time; none where all are free."""
+    rows = [row for row in of_variant(summary, variant) if number(row, "decision_share") > 0]
+    columns = [
+        Column("decision_share", "Share of a request's latency", _PERCENT),
+        Column("decision_j", "Energy on the user's device", _readable(summary, "decision_j", _JOULES)),
+        Column("energy_j", "Energy in all", _readable(summary, "energy_j", _JOULES)),
+    ]
+    notes = [NOT_DEPLOYABLE if families.is_oracle(str(row["family"])) else "" for row in rows]
+    return _table("Policy", columns, rows, [str(row["policy"]) for row in rows], notes)
 
 
 def assignment_table(wrong: Sequence[Mapping[str, Any]], families: Families, summary: Summary, variant: str) -> Table:

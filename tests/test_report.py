@@ -17,6 +17,7 @@ from sim.report import write_report
 from sim.report_tables import (
     assignment_table,
     column_decimals,
+    decision_table,
     fixed,
     frontier_table,
     ledger_table,
@@ -143,7 +144,7 @@ def test_numbers_of_the_summary_are_in_the_table(run: Run, page: Page) -> None:
         expected = f"{row['accuracy'] * 100:.1f}{interval}".replace("0.00", "00")
         own = [text for text in rows if text.strip().startswith(row["policy"])]
         assert any(expected in text for text in own), (row["policy"], expected)
-    assert len([caption for caption in page.texts["caption"] if "link=4g" in caption]) == 3  # the run has no oracle
+    assert len([caption for caption in page.texts["caption"] if "link=4g" in caption]) == 4  # the run has no oracle
 
 
 def test_run_and_inputs_are_named(run: Run, page: Page) -> None:
@@ -239,6 +240,23 @@ def test_oracles_are_marked_in_every_table(run: Run) -> None:
             row.name for row in table.rows if row.name.startswith("oracle")
         }
         assert all(len(row.cells) == len(table.head) for row in table.rows)
+
+
+def test_what_deciding_takes_is_a_table(run: Run, tmp_path: Path) -> None:
+    """The share of latency with its interval and the joules, for policies that take time to decide; nothing where none does."""
+    families = Families(run.summary, run.policies)
+    table = decision_table(run.summary, families, "link=4g")
+    rows = [row for row in run.summary if row["variant"] == "link=4g"]
+    assert [row.name for row in table.rows] == [row["policy"] for row in rows]
+    assert [unit for _, unit in table.head] == ["%", "mJ", "J"]
+    for shown, row in zip(table.rows, rows, strict=True):
+        assert shown.cells[0].text == f"{100 * row['decision_share']:.1f}"
+        assert shown.cells[0].interval
+        assert float(shown.cells[1].text) == pytest.approx(1000 * row["decision_j"], rel=0.01)
+    free = [row | {"decision_share": 0.0, "decision_j": 0.0} for row in run.summary]
+    assert not decision_table(free, families, "link=4g").rows
+    page = Page(write(run._replace(summary=free), tmp_path).read_text(encoding="utf-8"))
+    assert not any("What deciding takes" in caption for caption in page.texts["caption"])
 
 
 def test_wrong_assignments_are_a_section_of_their_own(tmp_path: Path) -> None:
