@@ -64,8 +64,9 @@ class Behaviour:
 class Judged(NamedTuple):
     """A policy's value three ways, and what stands behind it.
 
-    `advantage` is the doubly robust value less that of the policy it is compared with. `effective` is Kish's effective number of turns behind the weighted estimates, of `turns`; `unsupported` the share of the policy's
-    decisions on a (kind, action) that the log tried fewer than LEAST_TURNS times: about those nobody knows.
+    `advantage` is the doubly robust value less that of the policy it is compared with. `effective` is Kish's effective number of turns
+    behind the weighted estimates, of `turns`; `unsupported` the share of the policy's decisions on a (kind, action) that the log tried
+    fewer than LEAST_TURNS times: about those nobody knows.
     """
 
     direct: Interval
