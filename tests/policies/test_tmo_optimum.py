@@ -225,7 +225,7 @@ BAD = [
     ({}, modelled_study, "truth behind these tasks is not known"),
     ({}, lambda: dialogue_study()._replace(keeps_attachments=True), "keep_attachments"),
     ({"foresees": False}, lambda: dialogue_study()._replace(training=None), "no training dialogues"),
-    ({}, lambda: dialogue_study(2, spec=DialogueSpec(modalities=10)), "modalities"),
+    ({}, lambda: dialogue_study(2, spec=DialogueSpec(modalities=8)), "most_modalities: 2"),
 ]
 
 

@@ -7,9 +7,10 @@ program backwards over its turns (Bellman 1957),
     V[t](last, seen) = max over a of  reward[t](last, seen, a) - rate cost[t](a) + V[t + 1](tier of a, seen + modalities of a),
 
 and the sum of all dialogues' V plus rate x budget bounds what any policy gets that keeps the budget, whatever it foresees
-(Lagrange; Everett 1963). The smallest bound is found by bisection on the rate. The plan takes the cheaper of the two best plans on
-either side of that rate, then moves dialogues to the dearer one as long as the budget lasts; it falls short of the bound by less than
-one dialogue's move, and by how much is told (`Plan.gap`).
+(Lagrange; Everett 1963). The smallest bound lies at the rate for which a plan within the budget and one beyond it are both best: from
+one such pair, the rate at which the two are worth the same gives the next, until no third plan is better there (as in Dinkelbach 1967).
+The plan takes the cheaper of the two, then moves dialogues to the dearer one as long as the budget lasts; it falls short of the bound by
+less than one dialogue's move, and by how much is told (`Plan.gap`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.intp]
-_BISECTIONS = 60
 _EQUAL = 1e-12
 
 
@@ -95,17 +95,24 @@ def best_plan(dialogues: Dialogues, budget: float, weights: FloatArray | None = 
         return Plan(dear.actions, float(share @ dear.reward), float(share @ dear.cost), float(share @ dear.reward))
     cheap = _affordable(dialogues, budget, share)
     bound = min(_bound(best, budget, share) for best in (dear, cheap))
-    for _ in range(_BISECTIONS):
-        middle = best_for_rate(dialogues, (dear.rate + cheap.rate) / 2)
+    while (rate := _rate_between(cheap, dear, share)) is not None:
+        middle = best_for_rate(dialogues, rate)
+        better = float(share @ (middle.reward - cheap.reward - rate * (middle.cost - cheap.cost)))
         bound = min(bound, _bound(middle, budget, share))
+        if better <= _EQUAL:  # both ends are as good at this rate: it is the one
+            break
         if share @ middle.cost <= budget:
             cheap = middle
         else:
             dear = middle
-        if bound - share @ cheap.reward <= _EQUAL:
-            break
     actions, reward, cost = _filled_up(cheap, dear, budget, share)
     return Plan(actions, float(share @ reward), float(share @ cost), bound)
+
+
+def _rate_between(cheap: Best, dear: Best, share: FloatArray) -> float | None:
+    """What a unit of cost gains from one plan to the other; None where they cost the same."""
+    more = float(share @ (dear.cost - cheap.cost))
+    return float(share @ (dear.reward - cheap.reward)) / more if more > 0.0 else None
 
 
 def _affordable(dialogues: Dialogues, budget: float, share: FloatArray) -> Best:

@@ -26,8 +26,8 @@ from workloads.errors import InputError
 from workloads.task import ModelCall, Task
 from workloads.trial import pure_trial
 
-MOST_STATES = 2**20
-"""Histories x actions of one turn beyond which planning is refused: 6 modalities make 12,480, 9 make 787,968."""
+MOST_STATES = 2**16
+"""Histories x actions of one turn beyond which planning is refused: 6 modalities make 12,480, 7 make 49,536, each four times more."""
 
 
 class OracleOptions(RewardOptions):
@@ -122,8 +122,8 @@ def dialogues_of(
         )
     tiers = list(views)
     if 2 ** len(names) * len(actions) * (len(tiers) + 1) > MOST_STATES:
-        problem = f"{len(names)} modalities make {2 ** len(names)} histories with {len(actions)} actions each"
-        raise InputError("policy 'oracle-dialogues'", problem, "Give fewer modalities, or most_modalities")
+        problem = f"{len(names)} modalities make {2 ** len(names)} histories with {len(actions)} actions each, too many to plan for"
+        raise InputError("policy 'oracle-dialogues'", problem, "Give 7 modalities at most, or most_modalities: 2")
     shown = np.array([[name in action.modalities for name in names] for action in actions], dtype=bool)
     calls = [pure_trial(study.agent, task, backend, study.tiers[0].model).calls for task in tasks]
     steps, floors = [], []
