@@ -303,4 +303,4 @@ def test_tmo_budgets_are_kept_and_each_further_dollar_buys_less() -> None:
     assert over.mean() < 0.02
     assert mean(records["each"], "score") < curve[1][1]
     greedy = mean(records["tmo-greedy"], "total_usd"), mean(records["tmo-greedy"], "score")
-    assert greedy[1] < np.interp(greedy[0], *zip(*curve, strict=True))
+    assert greedy[1] < np.interp(greedy[0], [cost for cost, _ in curve], [score for _, score in curve])
