@@ -18,7 +18,7 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check static check-format check-lint check-types check-imports format clean clean-venv
+.PHONY: help venv demo hera test check static check-format check-lint check-types check-imports format clean clean-venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,14 @@ venv: $(STAMP)  ## create .venv with everything installed (again when pyproject.
 
 demo: $(STAMP)  ## run the quickstart scenario; prints where the report is
 	@$(PY) run_sim.py run scenarios/quickstart.yaml
+
+HERA := hera hera_ablation hera_thresholds hera_budgets hera_profiling hera_baselines hera_partial hera_tiers branching
+
+hera: $(STAMP)  ## every experiment of docs/hera.md, under an hour on 2 cores; goes on where it stopped
+	@$(PY) run_sim.py profile scenarios/hera.yaml
+	@$(PY) run_sim.py estimators scenarios/hera.yaml --judge --out pair
+	@for name in $(HERA); do $(PY) run_sim.py run scenarios/$$name.yaml || exit; done
+	@test -z "$$ISTHMUS_DATA" || $(PY) run_sim.py run scenarios/hera_networks.yaml
 
 test: $(STAMP)  ## the whole test suite, slow tests included; PYTEST_ARGS="-k name" narrows it
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)

@@ -22,13 +22,14 @@ from workloads.trial import run_trial
 IDLE: Mapping[str, TierLoad] = {}
 POLICIES = (
     "policies=[{policy: hera, estimators: perfect, tau_request: 0.95, kappa: 0.9}, "
-    "{policy: hera, label: no-urc, estimators: perfect, components: sse+sle+cd+sd, kappa: 0.8}]"
+    "{policy: hera, label: no-urc, estimators: perfect, components: sse+sle+cd+sd, kappa: 0.8}, "
+    "{policy: hera, label: trained, estimators: pair, tau_request: 0.8, kappa: 0.95, kappa_step: 0}]"
 )
 
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedScenario:
-    """Forty requests of the shipped recording under perfect estimators."""
+    """Forty requests of the shipped recording under perfect and under trained estimators."""
     settings = [
         "workload.requests=40",
         "workload.tasks.distinct_tasks=40",

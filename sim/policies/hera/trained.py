@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 
 from sim.policies.base import Study
-from sim.policies.hera.adapters import TextClassifier, Writer
+from sim.policies.hera.classifier import TextClassifier
 from sim.policies.hera.estimators import Similar
 from sim.policies.hera.outlook import ROLES, Outlook, Role
 from sim.policies.hera.predictions import Prediction, after_steps, as_steps, with_goal
 from sim.policies.hera.profile import MOST_EXTRA
 from sim.policies.hera.similarity import EmbeddingSimilarity
+from sim.policies.hera.writer import Writer
 from sim.policies.trees import grow_trees, subtask_text, two_models
 from workloads.errors import InputError, suggest
 from workloads.task import Message, ModelCall, Task

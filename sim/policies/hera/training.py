@@ -17,11 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, cast
 
-from sim.policies.hera.adapters import DECODER_BATCH, ENCODER_BATCH, ScoredText, TextClassifier, Writer, load_base
+from sim.policies.hera import classifier, writer
+from sim.policies.hera.adapters import load_base
+from sim.policies.hera.classifier import ScoredText, TextClassifier
 from sim.policies.hera.outlook import ROLES, Role
 from sim.policies.hera.predictions import Prediction, as_text, with_goal
 from sim.policies.hera.profile import Profile, ProfiledSubtask
 from sim.policies.hera.trained import DISTANCES, Card, Loaded
+from sim.policies.hera.writer import Writer
 from workloads.errors import InputError
 from workloads.expansion import Node
 from workloads.task import Message
@@ -60,7 +63,7 @@ class Job(NamedTuple):
 
     def steps(self, epochs: int) -> int:
         """Batches of so many epochs."""
-        return epochs * math.ceil(len(self.rows) / (ENCODER_BATCH if self.classes else DECODER_BATCH))
+        return epochs * math.ceil(len(self.rows) / (classifier.BATCH if self.classes else writer.BATCH))
 
 
 def train_estimators(
@@ -91,12 +94,12 @@ def train_estimators(
     return card
 
 
-def _alone_s(writer: Writer, asked: Sequence[tuple[Message, ...]]) -> float:
+def _alone_s(model: Writer, asked: Sequence[tuple[Message, ...]]) -> float:
     """Median time to write one step by itself on one thread, s, over 20 conversations."""
     times = list[float]()
     for messages in asked[:20]:
         begun_s = time.thread_time()  # of this thread alone: machines are shared
-        writer.write(messages)
+        model.write(messages)
         times.append(time.thread_time() - begun_s)
     return round(median(times), 4)
 
