@@ -90,6 +90,7 @@ def write_policy(folder: Path, card: Card, network: Network) -> None:
                for number, layer in enumerate(network.layers) for name, tensor in zip(("weight", "bias"), layer, strict=True)}  # fmt: skip
     partial = folder / f".{WEIGHTS}.partial"
     save_file(tensors, partial)
+    partial.chmod(0o644)  # it writes for its owner alone
     os.replace(partial, folder / WEIGHTS)
     partial = folder / f".{CARD}.partial"
     partial.write_text(card.as_json(), encoding="utf-8")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.loading import LoadedScenario
+from sim.loading import LoadedScenario, load_scenario
 from sim.placing import PolicyPlacer
 from sim.policies import build_policy
 from sim.policies.base import Placement
+from sim.simulation import simulate
 from sim.study import rates_of, study_of, tier_views
 from sim.tmo.actions import Action
 from sim.tmo.card import CARD, WEIGHTS, card_of, read_policy
@@ -19,7 +21,8 @@ from sim.tmo.command import parsed_budget, parsed_reward
 from sim.tmo.environment import view_of
 from sim.tmo.observing import Budget, View
 from sim.tmo.reward import Reward
-from sim.workload import build_workload
+from sim.workload import build_workload, load_trace
+from tests.conftest import ROOT
 from tests.helpers import load_text
 from tests.tmo.dialogue_world import WORLD, dialogues, random_network, untrained, written
 from workloads.errors import InputError
@@ -206,3 +209,20 @@ def test_a_view_refuses_two_budgets_for_one_item(tmp_path: Path) -> None:
     view: View = view_of(loaded.scenario, loaded.path)
     with pytest.raises(InputError, match="occurs twice"):
         View(view.actions, view.kinds, budgets=(SINGLE, SINGLE))
+
+
+@pytest.mark.parametrize("budget", [0.004, 0.008])
+def test_the_policy_that_ships_keeps_its_budget_in_the_mean(budget: float) -> None:
+    """On the scenario it was trained for, under a seed of its own: within the budget, and better than what never leaves home."""
+    path = ROOT / "scenarios" / "tmo.yaml"
+    loaded = load_scenario(path, ["workload.requests=300"])
+
+    def ran(name: str, **options: Any) -> Any:
+        policy = build_policy(name, options, path.parent)
+        return simulate(
+            loaded.scenario, build_workload(loaded.scenario, 4, path), policy, 4, lambda file: load_trace(file, path)
+        ).requests
+
+    learned, local = ran("tmo", budget=budget), ran("all-slm")
+    assert learned["total_usd"].mean() < 1.05 * budget
+    assert learned["score"].mean() > 1.4 * local["score"].mean()
