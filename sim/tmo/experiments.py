@@ -107,10 +107,11 @@ class Trial:
         (self.folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """For each budget, kept in the mean: the optimum, learners, and the best of the others that keep it; `share` is of the optimum.
+def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str], weights: str) -> Iterator[dict[str, Any]]:
+    """For each budget, kept in the mean: the optimum, what was learned, and the best of the others that keep it.
 
-    `over_greedy` and `over_fixed` are a learner's paired differences to greedy and to the best fixed action, with half-widths.
+    `share` is of the optimum. `tmo` is the policy for any budget in `weights`, `rc-...` one of each learner, trained for this budget.
+    `over_greedy` and `over_fixed` are their paired differences to greedy and to the best fixed action, with half-widths.
     """
     scenario = trial.loaded.scenario
     view = view_of(scenario, trial.loaded.path)
@@ -121,14 +122,15 @@ def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str]) -> I
         optimum = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item)
         now = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item, foresees=False)
         others = {name: _best(found, budget) for name, found in (("fixed", fixed), ("greedy", greedy))}
-        rows = {"optimum": optimum, "optimum, no foresight": now, **others}
+        learned = trial.judged(scenario, "tmo", weights=weights, budget=budget)
+        rows = {"optimum": optimum, "optimum, no foresight": now, **others, "tmo": learned}
         for learner in learners:
             rows[f"rc-{learner}"] = trial.judged(
                 scenario, "tmo", weights=trial.trained([scenario], budget, keep="mean", learner=learner)
             )
         for name, found in rows.items():
             row = {**found.row(name, budget), "share": float(found.reward.mean() / optimum.reward.mean())}
-            if name.startswith("rc-"):
+            if name == "tmo" or name.startswith("rc-"):
                 row |= {
                     "over_greedy": difference(found, others["greedy"]),
                     "over_fixed": difference(found, others["fixed"]),
@@ -153,16 +155,17 @@ def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
     does not see it.
     """
     points: Mapping[str, Scenario] = {variant.label: variant.scenario for variant in trial.loaded.variants}
-    policies = {
-        "all": trial.trained(list(points.values()), budget, keep="chance"),
-        "all, blind": trial.trained(list(points.values()), budget, keep="chance", parts=BLIND),
-    }
-    for label, scenario in points.items():
-        policies[label] = trial.trained([scenario], budget, keep="chance")
-    for trained, weights in policies.items():
+    everywhere = list(points.values())
+    wanted = {"all": (everywhere, DEFAULT_PARTS), "all, blind": (everywhere, BLIND)}
+    wanted |= {label: ([scenario], DEFAULT_PARTS) for label, scenario in points.items()}
+    for trained, (scenarios, seen) in wanted.items():
+        weights = trial.trained(scenarios, budget, keep="chance", parts=seen)
         for tested, scenario in points.items():
-            found = trial.judged(scenario, "tmo", weights=weights)
-            yield {**found.row("tmo", budget), "trained": trained, "tested": tested}
+            yield {
+                **trial.judged(scenario, "tmo", weights=weights).row("tmo", budget),
+                "trained": trained,
+                "tested": tested,
+            }
 
 
 def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for resu
 Steps = Annotated[int, typer.Option(min=1, help="Turns that each policy learns from.")]
 BUDGETS = Annotated[
     list[float] | None,
-    typer.Option("--budget", help="Mean $ a request may cost; repeatable; default: 0.004, 0.006, 0.008."),
+    typer.Option("--budget", help="Mean $ a request may cost; repeatable; default: 0.006, 0.008, 0.01."),
 ]
 _RESULTS = Path("results/tmo")
 
@@ -29,7 +29,10 @@ def regret(
     settings: Settings = None,
     out: Out = _RESULTS,
     budget: BUDGETS = None,
-    learner: Annotated[list[str] | None, typer.Option(help="ppo, a2c or dqn; repeatable; default: ppo.")] = None,
+    weights: Annotated[str, typer.Option(help="A policy for any of these budgets.")] = "default",
+    learner: Annotated[
+        list[str] | None, typer.Option(help="Train this one for each budget, too: ppo, a2c or dqn; repeatable.")
+    ] = None,
     steps: Steps = 60_000,
 ) -> None:
     """Constrained learners against the optimum, greedy and every fixed action, at budgets kept in the mean."""
@@ -38,14 +41,11 @@ def regret(
     from sim.tmo.experiments import regret as rows_of
 
     trial = _trial(scenario, settings, out, "total_usd", steps)
-    rows = list(_noted(trial, rows_of(trial, budget or (0.004, 0.006, 0.008), learner or ["ppo"])))
+    rows = list(_noted(trial, rows_of(trial, budget or (0.006, 0.008, 0.010), learner or (), weights)))
     trial.save("regret", rows)
     save_figure(draw_regret(rows), out, "regret")
-    _show(
-        rows,
-        ("policy", "budget", "reward", "interval", "cost", "share", "over_greedy", "over_fixed"),
-        "Reward within a mean budget",
-    )
+    columns = ("policy", "budget", "reward", "interval", "cost", "share", "over_greedy", "over_fixed")
+    _show(rows, columns, "Reward within a mean budget")
     typer.echo(f"results: {out}")
 
 
