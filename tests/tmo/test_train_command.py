@@ -1,0 +1,93 @@
+"""`run_sim.py train` and the experiments with learners, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import run_sim
+from sim.tmo.card import CARD, WEIGHTS
+from sim.tmo.experiments import Judged, _best, difference
+from tests.tmo.dialogue_world import WORLD
+
+TINY = ("--steps", "512", "--episodes", "20", "--reward", "association=0")
+
+
+def command(*arguments: str | Path, code: int = 0) -> Result:
+    """Run the command line in this process and expect this exit code."""
+    asked = [str(argument) for argument in arguments]
+    result = CliRunner(env={"COLUMNS": "120", "TERM": "dumb"}).invoke(run_sim.app, asked, prog_name="run_sim.py")
+    assert result.exit_code == code, result.stdout + result.stderr + repr(result.exception)
+    return result
+
+
+@pytest.fixture(name="world")
+def fixture_world(tmp_path: Path) -> Path:
+    """A scenario file with a sweep over two networks."""
+    path = tmp_path / "scenario.yaml"
+    path.write_text(WORLD + "sweep: {links.0.link: [wired, 3g]}\n")
+    return path
+
+
+def test_a_training_ends_with_a_policy_that_runs(world: Path, tmp_path: Path) -> None:
+    """Trained on both networks side by side, judged on unseen requests of both, and run by name from another scenario."""
+    out = tmp_path / "out"
+    said = command("train", world, "--out", out, "--budget", "total_usd=0.004:0.01", "--keep", "mean", *TINY)
+    assert "20 unseen episodes" in said.stdout
+    assert f"policy: {out}" in said.stdout.replace("\n", "")
+    assert sorted(path.name for path in out.iterdir()) == [CARD, WEIGHTS]
+    card = json.loads((out / CARD).read_text())
+    assert card["reward"]["association"] == card["reward"]["latency"] == 0.0
+    assert card["view"]["budgets"] == [["total_usd", 0.004, 0.01]]
+    runs = tmp_path / "runs.yaml"
+    runs.write_text(WORLD.replace("[all-slm]", f"[{{policy: tmo, weights: {out}, budget: [0.005, 0.01]}}]"))
+    assert "100% modelled" in command("run", runs, "--out", tmp_path / "results", "--workers", "1").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--learner", "sarsa"), "there is no 'sarsa'"),
+        (("--keep", "always"), "there is no 'always'"),
+        (("--parts", "kind,weather"), "there is no 'weather'"),
+        (("--budget", "speed=3"), "there is no 'speed'"),
+        (("--budget", "latency_s=3", "--budget", "latency_s=4"), "an item occurs twice"),
+        (("--budget", "latency_s=0.01"), "cannot be kept: the cheapest action"),
+        (("--reward", "karma=1"), "there is no 'karma'"),
+        (("--tolerance", "2"), "between 0 and 1"),
+        (("--most", "3000", "--set", "workload.tasks.modalities=16"), "16 modalities make"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_message(
+    world: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    """Exit code 2, and nothing is written."""
+    said = command("train", world, "--out", tmp_path / "out", *arguments, code=2)
+    assert message in " ".join(said.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_differences_are_paired() -> None:
+    """The same requests under two policies: what they share drops out of the interval."""
+    shared = np.random.default_rng(0).normal(0, 10, 400)
+    first, second = Judged(shared + 1.0, shared), Judged(shared, shared)
+    mean, half_width = difference(first, second)
+    assert mean == pytest.approx(1.0)
+    assert half_width == pytest.approx(0.0, abs=1e-9)
+
+
+def test_rivals_are_the_best_that_keep_the_budget() -> None:
+    """Of several the one with the most reward within it; if none keeps it, the cheapest."""
+    three = [Judged(np.full(3, reward), np.full(3, cost)) for reward, cost in ((1.0, 1.0), (2.0, 2.0), (3.0, 3.0))]
+    assert _best(three, 2.5) is three[1]
+    assert _best(three, 0.5) is three[0]
+
+
+def test_a_row_counts_excess_over_all_requests() -> None:
+    """Two of four requests over, by 50 % and 100 % of the budget: a mean excess of 37.5 %."""
+    row = Judged(np.ones(4), np.array([1.0, 2.0, 3.0, 4.0])).row("x", 2.0)
+    assert (row["over"], row["excess"], row["cost"]) == (0.5, 0.375, 2.5)
