@@ -33,8 +33,8 @@ Array = npt.NDArray[np.float64]
 RESPONSE = Reward(association=0.0, latency=0.0, usage=0.0)
 """The reward of the optimum: the sum of a dialogue's scores, with costs as the budget's concern alone."""
 BLIND = tuple(part for part in DEFAULT_PARTS if part not in ("network", "queues"))
-PRICES = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Weights of usage among which greedy has what keeps a budget."""
+PRICES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5)
+"""Weights of usage between which greedy is tuned to a budget."""
 
 
 class Judged(NamedTuple):
@@ -89,7 +89,16 @@ class Trial:
         return str(folder)
 
     def judged(self, scenario: Scenario, policy: str, **options: Any) -> Judged:
-        """A policy on the scenario's requests under every seed."""
+        """A policy on the scenario's requests under every seed, run now unless its numbers are kept."""
+        facts = [resolved(scenario), policy, options, self.seeds, self.item]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        path = self.folder / "judged" / f"{key}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.array(self._run(scenario, policy, options)), allow_pickle=False)
+        return Judged(*np.load(path, allow_pickle=False))
+
+    def _run(self, scenario: Scenario, policy: str, options: Mapping[str, Any]) -> Judged:
         rewards, costs = [], []
         for seed in self.seeds:
             workload = build_workload(scenario, seed, self.loaded.path)
@@ -108,44 +117,61 @@ class Trial:
 
 
 def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str], weights: str) -> Iterator[dict[str, Any]]:
-    """For each budget, kept in the mean: the optimum, what was learned, and the best of the others that keep it.
+    """For each budget, kept in the mean: the optimum, what was learned, and what greedy and the fixed actions can do for as much.
 
     `share` is of the optimum. `tmo` is the policy for any budget in `weights`, `rc-...` one of each learner, trained for this budget.
-    `over_greedy` and `over_fixed` are their paired differences to greedy and to the best fixed action, with half-widths.
+    `over_greedy` and `over_fixed` are their paired differences, with half-widths, to the best mix of two prices, or of two actions, that
+    costs in the mean what they cost themselves.
     """
     scenario = trial.loaded.scenario
     view = view_of(scenario, trial.loaded.path)
-    free = {"association": 0.0, "latency": 0.0}
     fixed = [trial.judged(scenario, "tmo-fixed", action=number) for number in range(len(view.actions))]
-    greedy = [trial.judged(scenario, "tmo-greedy", **free, usage=price) for price in PRICES]
+    greedy = [trial.judged(scenario, "tmo-greedy", association=0.0, latency=0.0, usage=price) for price in PRICES]
     for budget in budgets:
         optimum = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item)
-        now = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item, foresees=False)
-        others = {name: _best(found, budget) for name, found in (("fixed", fixed), ("greedy", greedy))}
-        learned = trial.judged(scenario, "tmo", weights=weights, budget=budget)
-        rows = {"optimum": optimum, "optimum, no foresight": now, **others, "tmo": learned}
+        rows = {
+            "optimum": optimum,
+            "optimum, no foresight": trial.judged(
+                scenario, "oracle-dialogues", budget=budget, item=trial.item, foresees=False
+            ),
+            "fixed": mixed(fixed, budget),
+            "greedy": mixed(greedy, budget),
+            "tmo": trial.judged(scenario, "tmo", weights=weights, budget=budget),
+        }
         for learner in learners:
-            rows[f"rc-{learner}"] = trial.judged(
-                scenario, "tmo", weights=trial.trained([scenario], budget, keep="mean", learner=learner)
-            )
+            folder = trial.trained([scenario], budget, keep="mean", learner=learner)
+            rows[f"rc-{learner}"] = trial.judged(scenario, "tmo", weights=folder)
         for name, found in rows.items():
             row = {**found.row(name, budget), "share": float(found.reward.mean() / optimum.reward.mean())}
             if name == "tmo" or name.startswith("rc-"):
-                row |= {
-                    "over_greedy": difference(found, others["greedy"]),
-                    "over_fixed": difference(found, others["fixed"]),
-                }
+                spent = float(found.cost.mean())
+                row["over_greedy"] = difference(found, mixed(greedy, spent))
+                row["over_fixed"] = difference(found, mixed(fixed, spent))
             yield row
 
 
-def _best(found: Sequence[Judged], budget: float) -> Judged:
-    """The one with the most reward among those whose mean cost keeps the budget, or the cheapest."""
-    kept = [judged for judged in found if judged.cost.mean() <= budget]
-    return (
-        max(kept, key=lambda judged: judged.reward.mean())
-        if kept
-        else min(found, key=lambda judged: judged.cost.mean())
+def mixed(found: Sequence[Judged], cost: float) -> Judged:
+    """The most reward that choosing between two of these by chance gets for this mean cost; the cheapest where it is too little.
+
+    Rewards and costs are each request's expectations over that chance, so nothing is added to their spread.
+    """
+    means = [(judged.cost.mean(), judged.reward.mean()) for judged in found]
+    best = max(
+        (judged for judged, (spent, _) in zip(found, means, strict=True) if spent <= cost),
+        key=_mean_reward,
+        default=None,
     )
+    for low, (less, _) in zip(found, means, strict=True):
+        for high, (more, _) in zip(found, means, strict=True):
+            if less <= cost < more:
+                share = (cost - less) / (more - less)
+                both = Judged(*((1 - share) * a + share * b for a, b in zip(low, high, strict=True)))
+                best = max((both, best or both), key=_mean_reward)
+    return best or min(found, key=lambda judged: float(judged.cost.mean()))
+
+
+def _mean_reward(judged: Judged) -> float:
+    return float(judged.reward.mean())
 
 
 def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:

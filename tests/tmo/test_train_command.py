@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 import run_sim
 from sim.tmo.card import CARD, WEIGHTS
-from sim.tmo.experiments import Judged, _best, difference
+from sim.tmo.experiments import Judged, difference, mixed
 from tests.tmo.dialogue_world import WORLD
 
 TINY = ("--steps", "512", "--episodes", "20", "--reward", "association=0")
@@ -80,11 +80,17 @@ def test_differences_are_paired() -> None:
     assert half_width == pytest.approx(0.0, abs=1e-9)
 
 
-def test_rivals_are_the_best_that_keep_the_budget() -> None:
-    """Of several the one with the most reward within it; if none keeps it, the cheapest."""
-    three = [Judged(np.full(3, reward), np.full(3, cost)) for reward, cost in ((1.0, 1.0), (2.0, 2.0), (3.0, 3.0))]
-    assert _best(three, 2.5) is three[1]
-    assert _best(three, 0.5) is three[0]
+def test_rivals_are_tuned_to_what_is_spent() -> None:
+    """The best mix of two for exactly this cost, on the hull of all; beyond the dearest that one, below the cheapest that one."""
+    points = ((1.0, 1.0), (1.2, 2.0), (3.0, 3.0), (2.0, 9.0))
+    found = [Judged(np.full(3, reward), np.full(3, cost)) for reward, cost in points]
+    half = mixed(found, 2.0)
+    assert (half.reward.mean(), half.cost.mean()) == (
+        pytest.approx(2.0),
+        pytest.approx(2.0),
+    )  # of the first and the third
+    assert mixed(found, 20.0) is found[2]
+    assert mixed(found, 0.5) is found[0]
 
 
 def test_a_row_counts_excess_over_all_requests() -> None:
