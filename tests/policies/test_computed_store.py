@@ -51,7 +51,12 @@ def test_only_unknown_texts_are_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     TextEncoder(PACKAGED_ENCODER).encode(TEXTS[:2])
     asked = list[str]()
     run = TextEncoder._run
-    monkeypatch.setattr(TextEncoder, "_run", lambda self, texts: asked.extend(texts) or run(self, texts))
+
+    def counted(self: TextEncoder, texts: list[str]) -> object:
+        asked.extend(texts)
+        return run(self, texts)
+
+    monkeypatch.setattr(TextEncoder, "_run", counted)
     TextEncoder(PACKAGED_ENCODER).encode(TEXTS)
     assert asked == TEXTS[2:]
 
