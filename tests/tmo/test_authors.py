@@ -144,6 +144,7 @@ def test_with_budgets_what_is_left_is_seen_and_overrunning_earns_nothing(turns: 
     assert seen[:, 26] == pytest.approx(0.05 - turns.position * setting.usage_usd[8])
 
 
+@pytest.mark.timeout(900)  # PPO alone takes 25 s of a core, which may be shared
 @pytest.mark.parametrize("learner", ["DQN", *(pytest.param(name, marks=pytest.mark.slow) for name in ("PPO", "A2C"))])
 def test_a_trained_policy_is_kept_without_pickle(learner: str, turns: LoggedTurns, tmp_path: Path) -> None:
     """The arrays that are kept choose what Stable-Baselines3's own policy of the same seed chooses, also after saving."""
