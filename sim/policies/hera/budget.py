@@ -46,7 +46,8 @@ class Needs(NamedTuple):
 class Forecast:
     """Expected needs of a subtask on either tier, and of the rest of the request after it on the small one.
 
-    Answer lengths (a generous one: nine in ten are shorter) and how many subtasks follow are those of the training requests.
+    Answer lengths (a generous one: nine in ten are shorter) and how many subtasks follow are those of the training requests: the mean
+    for dollars, which are few on the small tier, and again what nine in ten stay below for seconds.
     """
 
     def __init__(self, study: Study) -> None:
@@ -63,9 +64,9 @@ class Forecast:
 
     def rest(self, seen: Observation) -> Needs:
         """What follows this subtask, all of it on the small tier."""
-        count = self._left[min(seen.call.position, _MOST_SUBTASKS - 1)]
+        mean, many = self._left[min(seen.call.position, _MOST_SUBTASKS - 1)]
         one = self._of(seen, "small")
-        return Needs(count * one.usd, count * one.latency_s)
+        return Needs(mean * one.usd, many * one.latency_s)
 
     def _of(self, seen: Observation, role: Role) -> Needs:
         tier = seen.small if role == "small" else seen.large
@@ -99,18 +100,18 @@ def _high(values: Sequence[int]) -> int:
     return sorted(values)[int(0.9 * (len(values) - 1))] if values else 64
 
 
-def _left(trees: Sequence[TaskTree], model: str, position: int) -> float:
-    """Mean subtasks that follow one at this position when a model runs on."""
+def _left(trees: Sequence[TaskTree], model: str, position: int) -> tuple[float, int]:
+    """Subtasks that follow one at this position when a model runs on: the mean, and what nine in ten do not exceed."""
     lengths = [len(tree.path(model)) for tree in trees]
     counts = [length - position - 1 for length in lengths if length > position]
-    return fmean(counts) if counts else 0.0
+    return (fmean(counts), _high(counts)) if counts else (0.0, 0)
 
 
-def within(budgets: Budgets, seen: Observation, forecast: Forecast, wanted: Role) -> Role:
+def within(budgets: Budgets, seen: Observation, forecast: Forecast, wanted: Role, deciding_s: float = 0.0) -> Role:
     """The role wanted, if the request then still fits its budgets with all that follows on the small tier; else the one that fits better.
 
-    Spent so far, this subtask and the rest are compared with the budget; where neither tier fits, the one whose worst share of a
-    budget is lower is taken.
+    Spent so far, this subtask after a decision of `deciding_s` and the rest are compared with the budget; where neither tier fits,
+    the one whose worst share of a budget is lower is taken.
     """
     rest = forecast.rest(seen)
 
@@ -120,7 +121,8 @@ def within(budgets: Budgets, seen: Observation, forecast: Forecast, wanted: Role
         if budgets.usd is not None:
             shares.append((seen.spent_usd + now.usd + rest.usd) / budgets.usd)
         if budgets.latency_s is not None:
-            shares.append((seen.now_s - seen.arrival_s + now.latency_s + rest.latency_s) / budgets.latency_s)
+            elapsed_s = seen.now_s - seen.arrival_s + deciding_s
+            shares.append((elapsed_s + now.latency_s + rest.latency_s) / budgets.latency_s)
         return max(shares)
 
     other: Role = "small" if wanted == "large" else "large"

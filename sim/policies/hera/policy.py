@@ -100,7 +100,7 @@ class Hera(RoutingPolicy):
         if self._forecast is None or not self._budgets.any:
             return placement
         wanted: Role = "small" if placement.tier == seen.small else "large"
-        role = within(self._budgets, seen, self._forecast, wanted)
+        role = within(self._budgets, seen, self._forecast, wanted, placement.decision_s or 0.0)
         if role == wanted:
             return placement
         tier = seen.small if role == "small" else seen.large
@@ -123,7 +123,14 @@ class Hera(RoutingPolicy):
         return self._placement(self._ladder.tier(seen, None), f"rest of {branch.reason}", effort)
 
     def _decide(self, seen: Observation, branch: _Branch, effort: Effort) -> Placement:
-        """Step 2: the first model that is good enough runs the subtask, and what is committed to with it; if none is, the best one."""
+        """Step 2: the first model that is good enough runs the subtask, and what is committed to with it; if none is, the best one.
+
+        Nothing is looked at where the budgets leave no room for the large model anyway.
+        """
+        if self._forecast is not None and self._budgets.any:
+            shortest_s = 2 * self.options.embedding_s + self._prediction_s
+            if within(self._budgets, seen, self._forecast, "large", shortest_s) == "small":
+                return self._placement(seen.small, "budget", effort)
         effort.kappa = self._threshold(seen)
         reason = "large, as cheap as any"
         for rung in self._ladder.rungs(seen):
@@ -139,10 +146,14 @@ class Hera(RoutingPolicy):
         """Forget a request that has ended."""
         self._requests.pop(row.request, None)
 
+    @property
+    def _prediction_s(self) -> float:
+        told = self.options.prediction_s
+        return self._ladder.prediction_s if told is None else float(told)
+
     def _placement(self, tier: str, reason: str, effort: Effort) -> Placement:
         options = self.options
-        prediction_s = self._ladder.prediction_s if options.prediction_s is None else options.prediction_s
-        took_s = effort.embeddings * options.embedding_s + effort.predictions * prediction_s
+        took_s = effort.embeddings * options.embedding_s + effort.predictions * self._prediction_s
         return Placement(tier, reason, decided=took_s > 0.0, decision_s=options.decision_s + took_s)
 
     def _classify(self, request: _Request, seen: Observation, effort: Effort) -> None:
