@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
+import numpy as np
 import pytest
 
 from sim.cells import expand_cells, run_cell
 from sim.loading import LoadedScenario, load_scenario
+from sim.policies.features import FloatArray
+from sim.policies.hera import policy as hera_policy
+from sim.policies.hera.policy import Hera, HeraOptions
 from sim.recording_run import record
+from sim.study import study_of
+from sim.workload import build_workload
 from tests.conftest import ROOT
 from tests.helpers import load_text, rows
+from tests.policies import decisions
 from tests.recording_process import SCENARIO
 from workloads.agent import in_turn
 from workloads.backend import ScriptedBackend
@@ -284,3 +293,42 @@ def test_branches_change_no_answer_and_no_placement_but_how_long_it_takes(branch
         assert (two.requests["latency_s"] <= chain.requests["latency_s"] + 1e-9).all()
         assert fork.requests["latency_s"].mean() < 0.85 * chain.requests["latency_s"].mean()
     assert sum(name.startswith("random") for _, name in records) == 3
+
+
+class BagOfWords:
+    """A small similarity: cosine of the counts of words, each counted in one of 64 places."""
+
+    def __init__(self, encoder: str = "") -> None:
+        del encoder
+
+    def know(self, texts: Iterable[str]) -> None:
+        """Nothing is kept."""
+
+    def embedding(self, text: str) -> FloatArray:
+        """Of unit length, shape (64,)."""
+        counts = np.zeros(64)
+        for word in text.split():
+            counts[crc32(word.encode()) % 64] += 1
+        return counts / max(1.0, float(np.linalg.norm(counts)))
+
+    def __call__(self, first: str, second: str) -> float:
+        return round(float(self.embedding(first) @ self.embedding(second)), 5)
+
+
+def test_retrieval_on_every_tier_learns_each_pair_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other requests on three models are profiled pair by pair; what is placed is placed on a tier of the model that was looked at."""
+    monkeypatch.setattr(hera_policy, "EmbeddingSimilarity", BagOfWords)
+    loaded = three(tmp_path, "policies=[{policy: hera, tiers: all, kappa: 0.8}]")
+    study = study_of(loaded.scenario, build_workload(loaded.scenario, 1, loaded.path), 1)
+    study = study._replace(tasks=study.tasks[:4], training=study._replace(tasks=pair_tasks("validation", 12, 1)))
+    placed_on = []
+    for options in (HeraOptions(tiers="all"), HeraOptions(tiers="all", components="sse", kappa=1.0)):
+        policy = Hera(options)
+        policy.prepare(study)
+        made = decisions(policy, study)
+        assert {request for request, _ in made} == {0, 1, 2, 3}
+        placed_on.append({placement.tier for placement in made.values()})
+    assert "box" in placed_on[0], "the middle model's twelve requests mostly end as the large one's"
+    assert placed_on[1] == {"cloud"}, "nothing is more alike than equal"
+    with pytest.raises(InputError, match="nothing to learn from"):
+        Hera(HeraOptions(tiers="all")).prepare(study._replace(training=None))
