@@ -62,6 +62,8 @@ class TextClassifier:
         self.model.train()
         losses = minimise(parameters, rows, lambda row: len(row.text), BATCH, loss_of, epochs, rate, seed, on_step)
         self.model.eval()
+        self._known.clear()
+        self._store = None  # that was of other weights
         return losses
 
     def _odds(self, asked: Sequence[tuple[str, int]]) -> Any:

@@ -47,6 +47,7 @@ class Writer:
         losses = minimise(parameters, encoded, lambda row: len(row[0]), BATCH, self._loss, epochs, rate, seed, on_step)
         self.model.eval()
         self._known.clear()
+        self._store = None  # that was of other weights
         return losses
 
     def _apart(self) -> None:
