@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sim.figures.style import ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
+from sim.figures.style import BLUE, ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
 
 _KNOWN = {
     "optimum": ("black", "-"),
@@ -16,6 +16,8 @@ _KNOWN = {
     "greedy": (ORANGE, "--"),
     "fixed": ("grey", "--"),
 }
+
+_KEPT = {"chance": (VERMILION, "-"), "zero": (BLUE, "--"), "none": ("grey", ":")}
 
 
 @styled
@@ -36,6 +38,31 @@ def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ))  # fmt: skip
     axes.set_xlabel("mean budget, m$ a dialogue")
     axes.set_ylabel("sum of a dialogue's scores")
+    legend_below(figure, handles)
+    return figure
+
+
+@styled
+def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Share of requests over their budget, and mean reward, by budget: a line per policy and way to keep it.
+
+    `rows` have `policy`, `keep`, `budget`, `over`, `reward` and `interval`.
+    """
+    figure = new_figure("Budgets of each dialogue: how often they are broken, and what is earned", 4.0)
+    left, right = figure.subplots(1, 2)
+    handles: list[Any] = []
+    for name in dict.fromkeys((row["policy"], row["keep"]) for row in rows):
+        own = [row for row in rows if (row["policy"], row["keep"]) == name]
+        colour, line = ("black", "-") if name[0] == "optimum" else _KEPT.get(name[1], ("grey", "-"))
+        marker = {"a2c": "s", "dqn": "^"}.get(name[0], "o")
+        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "label": ", ".join(name)}
+        budgets = [1000 * row["budget"] for row in own]
+        handles += left.plot(budgets, [100 * row["over"] for row in own], **look)
+        right.errorbar(budgets, [row["reward"] for row in own], [row["interval"] for row in own], capsize=2, **look)
+    for axes, label in ((left, "dialogues over budget, %"), (right, "sum of a dialogue's scores")):
+        axes.set_xlabel("budget, m$ a dialogue")
+        axes.set_ylabel(label)
+    left.set_ylim(bottom=0)
     legend_below(figure, handles)
     return figure
 

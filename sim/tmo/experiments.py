@@ -1,4 +1,4 @@
-"""What learned policies are worth on a scenario: `run_sim.py tmo regret`, `tmo networks` and `tmo parts`.
+"""What learned policies are worth on a scenario: `run_sim.py tmo regret`, `tmo budgets`, `tmo networks` and `tmo parts`.
 
 Every policy places the same requests under the same seeds, so differences are paired. Trained policies are kept under a name that says
 all they depend on: a command that was interrupted goes on where it was.
@@ -22,7 +22,7 @@ from sim.loading import LoadedScenario
 from sim.policies import build_policy
 from sim.scenario import Scenario
 from sim.simulation import simulate
-from sim.tmo.card import CARD
+from sim.tmo.card import CARD, read_policy
 from sim.tmo.constraint import Keep, Rule
 from sim.tmo.environment import view_of
 from sim.tmo.observing import DEFAULT_PARTS, Budget
@@ -79,7 +79,7 @@ class Trial:
         """The folder of a policy for this budget, trained now unless it is there."""
         from sim.tmo.learning.training import Plan, train
 
-        plan = Plan(learner, self.steps, seed, Rule(keep), evaluation_episodes=400)
+        plan = Plan(learner, self.steps, seed, Rule(keep), evaluation_episodes=200)
         facts = [*map(resolved, scenarios), asdict(plan), budget, self.item, list(parts)]
         key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
         folder = self.folder / "policies" / f"{learner}-{keep}-{budget:g}-{key}"
@@ -174,24 +174,64 @@ def _mean_reward(judged: Judged) -> float:
     return float(judged.reward.mean())
 
 
+def budgets(
+    trial: Trial, asked: Sequence[float], keeps: Sequence[Keep], learners: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """For each budget that every request should keep: each way to keep it with PPO, then each further learner, kept by chance.
+
+    `over` and `excess` (the mean of what is over, as a share of the budget) are of all requests. The first row is the optimum that keeps
+    the budget but for the rule's tolerance of requests. What keeps no budget is trained once.
+    """
+    scenario, rule = trial.loaded.scenario, Rule()
+    for budget in asked:
+        optimum = trial.judged(
+            scenario, "oracle-dialogues", budget=budget, item=trial.item, keeps="each", tolerance=rule.tolerance
+        )
+        yield {**optimum.row("optimum", budget), "keep": f"{rule.tolerance:.0%} over", "share": 1.0}
+        ways: list[tuple[str, Keep]] = [("ppo", keep) for keep in keeps]
+        for learner, keep in [*ways, *((learner, "chance") for learner in learners)]:
+            seen = max(asked) if keep == "none" else budget
+            folder = trial.trained([scenario], seen, keep=keep, learner=learner)
+            found = trial.judged(scenario, "tmo", weights=folder)
+            row = {**found.row(learner, budget), "keep": keep}
+            multiplier = read_policy(Path(folder))[0].multipliers[0][0]
+            yield {**row, "share": float(found.reward.mean() / optimum.reward.mean()), "multiplier": multiplier}
+
+
 def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
     """Trained on each point of the scenario's sweep and tested on every other, kept by each request (chance); then on all together.
 
     `trained` is a point's label, `all` for the policy that was trained on all of them and sees the network, `all, blind` for the one that
-    does not see it.
+    does not see it. Rows of `all` have in `over_blind` how much more it earns than that one where both break the budget equally often.
     """
     points: Mapping[str, Scenario] = {variant.label: variant.scenario for variant in trial.loaded.variants}
     everywhere = list(points.values())
-    wanted = {"all": (everywhere, DEFAULT_PARTS), "all, blind": (everywhere, BLIND)}
+    wanted = {"all, blind": (everywhere, BLIND), "all": (everywhere, DEFAULT_PARTS)}
     wanted |= {label: ([scenario], DEFAULT_PARTS) for label, scenario in points.items()}
+    blind: dict[str, Judged] = {}
     for trained, (scenarios, seen) in wanted.items():
         weights = trial.trained(scenarios, budget, keep="chance", parts=seen)
         for tested, scenario in points.items():
-            yield {
-                **trial.judged(scenario, "tmo", weights=weights).row("tmo", budget),
-                "trained": trained,
-                "tested": tested,
-            }
+            found = trial.judged(scenario, "tmo", weights=weights)
+            row = {**found.row("tmo", budget), "trained": trained, "tested": tested}
+            if trained == "all":
+                plain = trial.judged(scenario, "tmo-fixed", action=1)
+                row["over_blind"] = difference(*alike(found, blind[tested], plain, budget))
+            blind.setdefault(tested, found)
+            yield row
+
+
+def alike(first: Judged, second: Judged, plain: Judged, budget: float) -> tuple[Judged, Judged]:
+    """Both with the same share of requests over the budget as `cost`: who breaks it more often does by chance what `plain` does.
+
+    Where even `plain` breaks it more often than the other, it stands alone, at its own share.
+    """
+    counted = [Judged(judged.reward, (judged.cost > budget).astype(float)) for judged in (first, second, plain)]
+    fewest = min(float(judged.cost.mean()) for judged in counted[:2])
+    lowered = [
+        judged if judged.cost.mean() <= fewest else mixed([judged, counted[2]], fewest) for judged in counted[:2]
+    ]
+    return lowered[0], lowered[1]
 
 
 def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`run_sim.py tmo regret`, `tmo networks`, `tmo parts`: the experiments with learners on a scenario."""
+"""`run_sim.py tmo regret`, `tmo budgets`, `tmo networks`, `tmo parts`: the experiments with learners on a scenario."""
 
 from __future__ import annotations
 
@@ -50,12 +50,39 @@ def regret(
 
 
 @learning.command()
+def budgets(
+    scenario: ScenarioFile = Path("scenarios/tmo.yaml"),
+    settings: Settings = None,
+    out: Out = _RESULTS,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option("--budget", help="$ a request may cost; repeatable; default: 0.006, 0.009, 0.013."),
+    ] = None,
+    learner: Annotated[list[str] | None, typer.Option(help="Besides PPO: a2c or dqn; repeatable.")] = None,
+    steps: Steps = 20_000,
+) -> None:
+    """How often a budget of every request is broken: kept by a multiplier, by the authors' zero reward, and not kept."""
+    from sim.figures.learning import draw_budgets
+    from sim.figures.style import save_figure
+    from sim.tmo.experiments import budgets as rows_of
+
+    trial = _trial(scenario, settings, out, "total_usd", steps)
+    asked = budget or (0.006, 0.009, 0.013)
+    rows = list(_noted(trial, rows_of(trial, asked, ("chance", "zero", "none"), learner or ())))
+    trial.save("budgets", rows)
+    save_figure(draw_budgets(rows), out, "budgets")
+    columns = ("policy", "keep", "budget", "reward", "interval", "share", "cost", "over", "excess", "multiplier")
+    _show(rows, columns, "Budgets that every request should keep")
+    typer.echo(f"results: {out}")
+
+
+@learning.command()
 def networks(
     scenario: ScenarioFile = Path("scenarios/tmo_networks.yaml"),
     settings: Settings = None,
     out: Out = _RESULTS,
-    budget: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 15.0,
-    steps: Steps = 40_000,
+    budget: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 20.0,
+    steps: Steps = 20_000,
 ) -> None:
     """Trained on one network, tested on another; and what it is worth to see the network."""
     from sim.figures.learning import draw_matrix
@@ -68,7 +95,7 @@ def networks(
     save_figure(draw_matrix(rows), out, "networks")
     _show(
         rows,
-        ("trained", "tested", "reward", "interval", "cost", "over", "excess"),
+        ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind"),
         f"Reward where requests may take {budget:g} s",
     )
     typer.echo(f"results: {out}")
@@ -80,7 +107,7 @@ def parts(
     settings: Settings = None,
     out: Out = _RESULTS,
     budget: Annotated[float, typer.Option(help="Mean $ a request may cost.")] = 0.006,
-    steps: Steps = 40_000,
+    steps: Steps = 20_000,
 ) -> None:
     """Which parts of the observation pay."""
     from sim.tmo.experiments import parts as rows_of

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 import run_sim
 from sim.tmo.card import CARD, WEIGHTS
-from sim.tmo.experiments import Judged, difference, mixed
+from sim.tmo.experiments import Judged, alike, difference, mixed
 from tests.tmo.dialogue_world import WORLD
 
 TINY = ("--steps", "512", "--episodes", "20", "--reward", "association=0")
@@ -97,3 +97,34 @@ def test_a_row_counts_excess_over_all_requests() -> None:
     """Two of four requests over, by 50 % and 100 % of the budget: a mean excess of 37.5 %."""
     row = Judged(np.ones(4), np.array([1.0, 2.0, 3.0, 4.0])).row("x", 2.0)
     assert (row["over"], row["excess"], row["cost"]) == (0.5, 0.375, 2.5)
+
+
+def test_policies_are_compared_where_both_break_the_budget_equally_often() -> None:
+    """The first breaks it in half of the requests: it does in half of them what breaks it never, so both earn 2 and 1.5 at a quarter."""
+    bold = Judged(np.array([3.0, 3.0, 3.0, 3.0]), np.array([9.0, 9.0, 1.0, 1.0]))
+    cautious = Judged(np.full(4, 1.5), np.array([9.0, 1.0, 1.0, 1.0]))
+    plain = Judged(np.ones(4), np.ones(4))
+    first, second = alike(bold, cautious, plain, 5.0)
+    assert first.cost.mean() == second.cost.mean() == 0.25
+    assert (first.reward.mean(), second.reward.mean()) == (2.0, 1.5)
+    assert alike(cautious, bold, plain, 5.0)[1].reward.mean() == 2.0
+
+
+@pytest.mark.slow
+def test_networks_and_budgets_end_with_tables_and_figures(world: Path, tmp_path: Path) -> None:
+    """Every policy on every network; every way to keep a budget, and the optimum, whose tolerance is kept exactly."""
+    out = tmp_path / "out"
+    said = command("tmo", "networks", world, "--out", out, "--steps", "512", "--budget", "20")
+    rows = json.loads((out / "networks.json").read_text())
+    policies = ["all, blind", "all", "link=wired", "link=3g"]
+    assert [row["trained"] for row in rows] == [name for name in policies for _ in range(2)]
+    assert [len(row["over_blind"]) for row in rows if row["trained"] == "all"] == [2, 2]
+    assert "Reward where requests may take 20 s" in said.stdout
+    command("tmo", "budgets", world, "--out", out, "--steps", "512", "--budget", "0.006", "--learner", "dqn")
+    rows = json.loads((out / "budgets.json").read_text())
+    assert [(row["policy"], row["keep"]) for row in rows[1:]] == [
+        ("ppo", "chance"), ("ppo", "zero"), ("ppo", "none"), ("dqn", "chance")
+    ]  # fmt: skip
+    assert rows[0]["over"] <= 0.02
+    assert [row["multiplier"] > 0.0 for row in rows[1:]] == [True, False, False, True]
+    assert {"networks.png", "budgets.png"} <= {path.name for path in out.rglob("*.png")}

@@ -33,8 +33,9 @@ def build(name: str, env: PlacementVecEnv, multipliers: Multipliers, seed: int, 
     }
     rollout = max(1, 512 // env.num_envs)
     if name == "ppo":
+        halves = max(2, rollout * env.num_envs // 2)
         return PPO(
-            "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=256, n_epochs=5, gae_lambda=0.95,
+            "MlpPolicy", env, learning_rate=partial(_falling, 2e-3), n_steps=rollout, batch_size=halves, n_epochs=5, gae_lambda=0.95,
             ent_coef=ENTROPY, **common,
         )  # fmt: skip
     if name == "a2c":
