@@ -17,10 +17,12 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROGRAM = ".venv/bin/python run_sim.py "
-LIVE, _, _ = README.partition("## Real models")[2].partition("\n## ")
-LIVE_COMMANDS, COMMANDS = (
+LIVE, LEARNED = (
+    README.partition(f"## {title}")[2].partition("\n## ")[0] for title in ("Real models", "Learned routing")
+)
+LONG_COMMANDS, COMMANDS = (
     [line.split("  #")[0].removeprefix(PROGRAM) for line in text.splitlines() if line.startswith(PROGRAM)]
-    for text in (LIVE, README.replace(LIVE, ""))
+    for text in (LIVE + LEARNED, README.replace(LIVE, "").replace(LEARNED, ""))
 )
 
 
@@ -54,8 +56,8 @@ def test_the_commands_of_the_readme_run(
         assert outcome.exit_code == 0, f"{command}\n{outcome.output}"
 
 
-@pytest.mark.parametrize("command", LIVE_COMMANDS)
-def test_the_live_commands_of_the_readme_exist(command: str) -> None:
+@pytest.mark.parametrize("command", LONG_COMMANDS)
+def test_the_long_commands_of_the_readme_exist(command: str) -> None:
     """Command and options are known, the scenario is valid; tests/serve runs them on smaller models."""
     asked = shlex.split(command)
     name, words = asked[: 2 if asked[0] == "cluster" else 1], in_checkout(asked)
