@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -115,3 +116,18 @@ def test_the_threshold_follows_what_the_large_tier_costs_now() -> None:
     assert policy._threshold(seen._replace(signals=Slow())) < 0.6 - 0.05
     mean = RunningMean()
     assert [mean.add(value) for value in (1.0, 3.0, 5.0)] == [1.0, 2.0, 3.0]
+
+
+class Down(IdleSignals):
+    """No way to the large tier."""
+
+    def transfer_s(self, tier: str, upload_bytes: float, download_bytes: float, home: int = 0) -> float:
+        return math.inf if tier == "cloud" else super().transfer_s(tier, upload_bytes, download_bytes, home)
+
+
+def test_a_link_that_is_down_makes_the_large_tier_dear_but_not_for_ever() -> None:
+    """It counts as all of the request's time; what is usual afterwards stays a number."""
+    worth, forecast = Worth(second_usd=1.0, late_usd=0.01), Forecast(study())
+    seen = first()._replace(signals=Down())
+    extra = extra_usd(seen, forecast, worth)
+    assert extra == pytest.approx(seen.deadline_s - 0.06 + 0.01, abs=1e-3)

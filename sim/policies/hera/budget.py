@@ -137,9 +137,13 @@ class Worth(NamedTuple):
 
 
 def extra_usd(seen: Observation, forecast: Forecast, worth: Worth) -> float:
-    """How much more the large tier costs than the small one for this subtask now: prices, waiting, and the risk of being late."""
+    """How much more the large tier costs than the small one for this subtask now: prices, waiting, and the risk of being late.
+
+    Behind a link that is down nothing is expected to arrive ever; that counts as all the time the request has.
+    """
     small, large = (forecast.subtask(seen, role) for role in ROLES)
-    extra = large.usd - small.usd + worth.second_usd * (large.latency_s - small.latency_s)
+    waits = [min(now.latency_s, seen.deadline_s) for now in (small, large)]
+    extra = large.usd - small.usd + worth.second_usd * (waits[1] - waits[0])
     if worth.late_usd:
         rest_s = forecast.rest(seen).latency_s
         risks = [late_risk(now.latency_s + rest_s, seen.remaining_s) for now in (small, large)]
@@ -149,6 +153,8 @@ def extra_usd(seen: Observation, forecast: Forecast, worth: Worth) -> float:
 
 def late_risk(expected_s: float, remaining_s: float) -> float:
     """P(something that takes `expected_s` in the mean takes longer than `remaining_s`), for a normal with a spread of 30 %."""
+    if math.isinf(expected_s):
+        return 1.0
     return 0.5 * math.erfc((remaining_s - expected_s) / (_SPREAD * math.sqrt(2.0) * max(expected_s, 1e-9)))
 
 
