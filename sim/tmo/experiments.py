@@ -202,7 +202,8 @@ def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
     """Trained on each point of the scenario's sweep and tested on every other, kept by each request (chance); then on all together.
 
     `trained` is a point's label, `all` for the policy that was trained on all of them and sees the network, `all, blind` for the one that
-    does not see it. Rows of `all` have in `over_blind` how much more it earns than that one where both break the budget equally often.
+    does not see it. Rows of `all` have in `over_blind` how much more it earns than that one where both keep the budget (`alike`), and in
+    `kept_over_blind` how much more where a request over budget earns nothing.
     """
     points: Mapping[str, Scenario] = {variant.label: variant.scenario for variant in trial.loaded.variants}
     everywhere = list(points.values())
@@ -216,27 +217,38 @@ def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
             row = {**found.row("tmo", budget), "trained": trained, "tested": tested}
             if trained == "all":
                 plain = trial.judged(scenario, "tmo-fixed", action=1)
-                row["over_blind"] = difference(*alike(found, blind[tested], plain, budget))
+                row["over_blind"] = difference(*alike(found, blind[tested], plain, budget, Rule().tolerance))
+                row["kept_over_blind"] = difference(kept(found, budget), kept(blind[tested], budget))
             blind.setdefault(tested, found)
             yield row
 
 
-def alike(first: Judged, second: Judged, plain: Judged, budget: float) -> tuple[Judged, Judged]:
-    """Both with the same share of requests over the budget as `cost`: who breaks it more often does by chance what `plain` does.
+def alike(first: Judged, second: Judged, plain: Judged, budget: float, tolerance: float) -> tuple[Judged, Judged]:
+    """Both brought to the same share of requests over the budget, which becomes their `cost`; shares up to the tolerance count as kept.
 
-    Where even `plain` breaks it more often than the other, it stands alone, at its own share.
+    Who breaks it more often does by chance what `plain` does; where even that is not seldom enough, `plain` stands alone.
     """
     counted = [Judged(judged.reward, (judged.cost > budget).astype(float)) for judged in (first, second, plain)]
-    fewest = min(float(judged.cost.mean()) for judged in counted[:2])
+    fewest = max(tolerance, min(float(judged.cost.mean()) for judged in counted[:2]))
     lowered = [
         judged if judged.cost.mean() <= fewest else mixed([judged, counted[2]], fewest) for judged in counted[:2]
     ]
     return lowered[0], lowered[1]
 
 
+def kept(judged: Judged, budget: float) -> Judged:
+    """Requests over the budget earn nothing."""
+    return Judged(np.where(judged.cost > budget, 0.0, judged.reward), judged.cost)
+
+
 def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
-    """Learners that see less, and one that sees the question's embedding besides; budgets are kept in the mean."""
+    """Learners that see less, and one that sees the question's embedding besides; budgets are kept in the mean.
+
+    They spend a little more or less than the budget, so each is compared to greedy tuned to what it spends (`over_greedy`);
+    `difference` is how much more that is than for the learner that sees all.
+    """
     scenario = trial.loaded.scenario
+    greedy = [trial.judged(scenario, "tmo-greedy", association=0.0, latency=0.0, usage=price) for price in PRICES]
     without = [part for part in DEFAULT_PARTS if part not in ("budget", "position", "prompt", "queues")]
     seen = {
         "all": DEFAULT_PARTS,
@@ -247,5 +259,10 @@ def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
     first: Judged | None = None
     for name, chosen in seen.items():
         found = trial.judged(scenario, "tmo", weights=trial.trained([scenario], budget, keep="mean", parts=chosen))
-        first = first or found
-        yield {**found.row(name, budget), "difference": difference(found, first)}
+        gap = Judged(found.reward - mixed(greedy, float(found.cost.mean())).reward, found.cost)
+        first = first or gap
+        yield {
+            **found.row(name, budget),
+            "over_greedy": (float(gap.reward.mean()), _half_width(gap.reward)),
+            "difference": difference(gap, first),
+        }

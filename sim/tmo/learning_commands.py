@@ -95,7 +95,7 @@ def networks(
     save_figure(draw_matrix(rows), out, "networks")
     _show(
         rows,
-        ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind"),
+        ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind", "kept_over_blind"),
         f"Reward where requests may take {budget:g} s",
     )
     typer.echo(f"results: {out}")
@@ -116,7 +116,9 @@ def parts(
     rows = list(_noted(trial, rows_of(trial, budget)))
     trial.save("parts", rows)
     _show(
-        rows, ("policy", "reward", "interval", "cost", "difference"), f"What is seen, at a mean budget of {budget:g} $"
+        rows,
+        ("policy", "reward", "interval", "cost", "over_greedy", "difference"),
+        f"What is seen, at a mean budget of {budget:g} $",
     )
     typer.echo(f"results: {out}")
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 import run_sim
 from sim.tmo.card import CARD, WEIGHTS
-from sim.tmo.experiments import Judged, alike, difference, mixed
+from sim.tmo.experiments import Judged, alike, difference, kept, mixed
 from tests.tmo.dialogue_world import WORLD
 
 TINY = ("--steps", "512", "--episodes", "20", "--reward", "association=0")
@@ -104,10 +104,12 @@ def test_policies_are_compared_where_both_break_the_budget_equally_often() -> No
     bold = Judged(np.array([3.0, 3.0, 3.0, 3.0]), np.array([9.0, 9.0, 1.0, 1.0]))
     cautious = Judged(np.full(4, 1.5), np.array([9.0, 1.0, 1.0, 1.0]))
     plain = Judged(np.ones(4), np.ones(4))
-    first, second = alike(bold, cautious, plain, 5.0)
+    first, second = alike(bold, cautious, plain, 5.0, 0.02)
     assert first.cost.mean() == second.cost.mean() == 0.25
     assert (first.reward.mean(), second.reward.mean()) == (2.0, 1.5)
-    assert alike(cautious, bold, plain, 5.0)[1].reward.mean() == 2.0
+    assert alike(cautious, bold, plain, 5.0, 0.02)[1].reward.mean() == 2.0
+    assert alike(bold, cautious, plain, 5.0, 0.5)[0].reward is bold.reward  # both keep it
+    assert kept(bold, 5.0).reward.tolist() == [0.0, 0.0, 3.0, 3.0]
 
 
 @pytest.mark.slow
