@@ -18,7 +18,7 @@ from sim.policies.hera.training import Plan
 from tests.conftest import ROOT
 from workloads.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SCENARIO = ROOT / "scenarios/hera.yaml"
 PLAN = Plan(PACKAGED_ENCODER, "pair/slm", request_epochs=1, distance_epochs=1, decoder_epochs=1, most_distances=40)
 
@@ -31,8 +31,8 @@ def silent(name: str, steps: int) -> Callable[[], None]:
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedScenario:
-    """Twelve own requests; the training ones are the shipped recording's."""
-    return load_scenario(SCENARIO, ["workload.requests=12"])
+    """Eight own requests; the training ones are the shipped recording's."""
+    return load_scenario(SCENARIO, ["workload.requests=8"])
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def trained(loaded: LoadedScenario, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def judged(loaded: LoadedScenario, trained: tuple[Path, Card]) -> list[Judged]:
-    """With fine-tuning after every four."""
-    return list(evaluate_on(loaded, trained[0], 4, silent))
+    """With fine-tuning after every three."""
+    return list(evaluate_on(loaded, trained[0], 3, silent))
 
 
 def test_the_card_tells_what_was_learned(trained: tuple[Path, Card]) -> None:

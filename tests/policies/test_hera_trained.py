@@ -35,7 +35,7 @@ from tests.policies import decisions
 from workloads.agent import in_turn
 from workloads.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 PLAN = Plan(PACKAGED_ENCODER, "pair/slm", request_epochs=1, distance_epochs=1, decoder_epochs=2, most_distances=100)
 
 SIMILARITY = EmbeddingSimilarity(PACKAGED_ENCODER)
