@@ -17,7 +17,7 @@ _KNOWN = {
     "fixed": ("grey", "--"),
 }
 
-_KEPT = {"chance": (VERMILION, "-"), "zero": (BLUE, "--"), "none": ("grey", ":")}
+_KEPT = {"chance": (VERMILION, "-"), "zero": (BLUE, "--"), "none": (ORANGE, ":")}
 
 
 @styled
@@ -52,7 +52,9 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
     left, right = figure.subplots(1, 2)
     handles: list[Any] = []
     for name in dict.fromkeys((row["policy"], row["keep"]) for row in rows):
-        own = [row for row in rows if (row["policy"], row["keep"]) == name]
+        own = sorted(
+            (row for row in rows if (row["policy"], row["keep"]) == name), key=lambda row: float(row["budget"])
+        )
         colour, line = ("black", "-") if name[0] == "optimum" else _KEPT.get(name[1], ("grey", "-"))
         marker = {"a2c": "s", "dqn": "^"}.get(name[0], "o")
         look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "label": ", ".join(name)}
@@ -68,33 +70,31 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @styled
-def draw_matrix(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_matrix(rows: Sequence[Mapping[str, Any]], most: float = 0.05) -> Figure:
     """Reward by where a policy was trained (down) and tested (across), with the share of requests over budget below each number.
 
-    `rows` have `trained`, `tested`, `reward` and `over`.
+    `rows` have `trained`, `tested`, `reward` and `over`. Where more than a share `most` is over, the reward is not coloured but grey.
     """
     trained, tested = (list(dict.fromkeys(row[name] for row in rows)) for name in ("trained", "tested"))
     reward = np.full((len(trained), len(tested)), np.nan)
+    for row in rows:
+        if row["over"] <= most:
+            reward[trained.index(row["trained"]), tested.index(row["tested"])] = row["reward"]
     figure = new_figure(
-        "Reward of a dialogue, and requests over their time, by where a policy was trained and tested",
-        1.5 + 0.55 * len(trained),
+        "Reward where a policy was trained and where not, and dialogues over budget", 1.5 + 0.55 * len(trained)
     )
     axes = figure.add_subplot()
+    axes.set_facecolor("lightgrey")
+    middle = float(np.nanmean(reward)) if np.isfinite(reward).any() else 0.0
     for row in rows:
         place = trained.index(row["trained"]), tested.index(row["tested"])
-        reward[place] = row["reward"]
-        axes.text(
-            place[1],
-            place[0],
-            f"{three_digits(row['reward'])}\n{row['over']:.0%} over",
-            ha="center",
-            va="center",
-            fontsize=8,
-        )
-    axes.imshow(reward, cmap="Blues", vmin=np.nanmin(reward) - 0.5, vmax=np.nanmax(reward) + 0.5, aspect="auto")
-    axes.set_xticks(range(len(tested)), tested)
-    axes.set_yticks(range(len(trained)), trained)
-    axes.set_xlabel("tested on")
+        colour = "white" if reward[place] > middle else "black"
+        text = f"{three_digits(row['reward'])}\n{row['over']:.1%} over"
+        axes.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=colour)
+    axes.imshow(reward, cmap="Blues", vmin=middle - 1.0, vmax=middle + 0.5, aspect="auto")
+    axes.set_xticks(range(len(tested)), [name.removeprefix("link=") for name in tested])
+    axes.set_yticks(range(len(trained)), [name.removeprefix("link=") for name in trained])
+    axes.set_xlabel(f"tested on (grey: more than {most:.0%} over)")
     axes.set_ylabel("trained on")
     axes.grid(visible=False)
     return figure

@@ -113,8 +113,9 @@ def test_policies_are_compared_where_both_break_the_budget_equally_often() -> No
 
 
 @pytest.mark.slow
-def test_networks_and_budgets_end_with_tables_and_figures(world: Path, tmp_path: Path) -> None:
-    """Every policy on every network; every way to keep a budget, and the optimum, whose tolerance is kept exactly."""
+@pytest.mark.timeout(900)
+def test_every_policy_is_tried_on_every_network(world: Path, tmp_path: Path) -> None:
+    """Those trained on all come first; the one that sees the network is compared on each; a table and a figure."""
     out = tmp_path / "out"
     said = command("tmo", "networks", world, "--out", out, "--steps", "512", "--budget", "20")
     rows = json.loads((out / "networks.json").read_text())
@@ -122,11 +123,19 @@ def test_networks_and_budgets_end_with_tables_and_figures(world: Path, tmp_path:
     assert [row["trained"] for row in rows] == [name for name in policies for _ in range(2)]
     assert [len(row["over_blind"]) for row in rows if row["trained"] == "all"] == [2, 2]
     assert "Reward where requests may take 20 s" in said.stdout
-    command("tmo", "budgets", world, "--out", out, "--steps", "512", "--budget", "0.006", "--learner", "dqn")
+    assert (out / "networks.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_way_to_keep_a_budget_is_tried(world: Path, tmp_path: Path) -> None:
+    """And the optimum, whose tolerance holds exactly; only what learns a multiplier has one."""
+    out = tmp_path / "out"
+    command("tmo", "budgets", world, "--out", out, "--steps", "1536", "--budget", "0.006", "--learner", "dqn")
     rows = json.loads((out / "budgets.json").read_text())
     assert [(row["policy"], row["keep"]) for row in rows[1:]] == [
         ("ppo", "chance"), ("ppo", "zero"), ("ppo", "none"), ("dqn", "chance")
     ]  # fmt: skip
     assert rows[0]["over"] <= 0.02
-    assert [row["multiplier"] > 0.0 for row in rows[1:]] == [True, False, False, True]
-    assert {"networks.png", "budgets.png"} <= {path.name for path in out.rglob("*.png")}
+    assert [row["multiplier"] > 0.0 for row in rows[1:4]] == [True, False, False]
+    assert (out / "budgets.png").exists()
