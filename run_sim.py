@@ -15,9 +15,7 @@ from typer.core import TyperGroup
 
 from serve.nodes.commands import cluster
 from sim.commands import ScenarioFile, Settings, commands
-from sim.tmo.learning_commands import learning
-from sim.tmo.m4a1_commands import tmo
-from sim.tmo.wider_commands import wider
+from sim.tmo.commands import tmo
 from workloads.errors import IsthmusError
 
 if TYPE_CHECKING:
@@ -70,8 +68,6 @@ app = typer.Typer(
 )
 app.add_typer(commands)
 app.add_typer(cluster, name="cluster")
-tmo.add_typer(learning)
-tmo.add_typer(wider)
 app.add_typer(tmo, name="tmo")
 
 
