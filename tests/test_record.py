@@ -273,7 +273,7 @@ def test_tasks_with_answers_of_their_own_are_refused(tmp_path: Path) -> None:
     """Modelled tasks have nothing to record."""
     loaded = scenario(tmp_path, "workload.tasks={kind: modelled}", "inference.backend=replay")
     with pytest.raises(
-        InputError, match=r"tasks of kind 'modelled' bring their own answers. Only these .*: pair, gsm8k"
+        InputError, match=r"tasks of kind 'modelled' bring their own answers. Only these .*: pair, branching, gsm8k"
     ):
         record(loaded, MODELS, tmp_path / "r.jsonl", 3)
 
