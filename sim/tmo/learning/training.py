@@ -83,14 +83,20 @@ class Course(BaseCallback):
             self.model.ent_coef = ENTROPY * remaining  # the policy that is written takes the preferred actions
         if multipliers.episodes >= self._plan.dual_episodes:
             multipliers.update(remaining)
-        network = network_of(self.model)
-        for env in self._env.envs:
-            env.focus.background.network = network  # type: ignore[attr-defined]
+        share_network(self.model, self._env)
         self._on_rollout(self.num_timesteps, self._env)
 
 
+def share_network(model: Any, env: PlacementVecEnv) -> None:
+    """The load is placed by the learner as it is now."""
+    network = network_of(model)
+    for one in env.envs:
+        one.focus.background.network = network  # type: ignore[attr-defined]
+
+
 def begin_anew(model: Any, env: PlacementVecEnv, seed: int, part: int) -> None:
-    """Seed every generator and simulation for this part of a training."""
+    """Seed every generator and simulation for this part of a training, and have the load placed by what a checkpoint holds."""
+    share_network(model, env)
     drawn = int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
     set_random_seed(drawn)
     model.action_space.seed(drawn)
