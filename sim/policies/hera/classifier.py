@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sim.policies.computed_store import Remembered
 from sim.policies.features import FloatArray
 from sim.policies.hera.adapters import (
     OnStep,
     load_base,
     minimise,
-    one_thread,
     save_adapter,
     weights_store,
     with_adapter,
 )
+from sim.policies.threads import one_thread
 
 BATCH = 32
 _ASKED_AT_ONCE = 64
@@ -47,8 +48,9 @@ class TextClassifier:
             from safetensors.torch import load_file
 
             self.head.load_state_dict(load_file(folder / "head.safetensors"))
-        self._known: dict[tuple[str, int], FloatArray] = {}
-        self._store = weights_store(encoder, folder)
+        self._known = Remembered[tuple[str, int], FloatArray](
+            weights_store(encoder, folder), np.ndarray.tobytes, np.frombuffer
+        )
 
     def fit(self, rows: Sequence[ScoredText], epochs: int, rate: float, seed: int, on_step: OnStep) -> list[float]:
         """Minimise the cross-entropy with AdamW; returns the mean loss of each epoch."""
@@ -62,8 +64,7 @@ class TextClassifier:
         self.model.train()
         losses = minimise(parameters, rows, lambda row: len(row.text), BATCH, loss_of, epochs, rate, seed, on_step)
         self.model.eval()
-        self._known.clear()
-        self._store = None  # that was of other weights
+        self._known.forget()
         return losses
 
     def _odds(self, asked: Sequence[tuple[str, int]]) -> Any:
@@ -83,20 +84,16 @@ class TextClassifier:
 
     def know(self, asked: Sequence[tuple[str, int]]) -> None:
         """Work many out at once, which is several times as fast as one by one."""
+        texts = {one: f"{one[1]} {one[0]}" for one in asked}
+        self.model.eval()
+        self._known.know(texts, self._shares, _ASKED_AT_ONCE, order=lambda one: (len(one[0]), one))
+
+    def _shares(self, asked: Sequence[tuple[str, int]]) -> list[FloatArray]:
         import torch
 
-        keys = {one: f"{one[1]} {one[0]}" for one in asked if one not in self._known}
-        found = self._store.find(keys.values()) if self._store and keys else {}
-        self._known.update((one, np.frombuffer(found[key])) for one, key in keys.items() if key in found)
-        fresh = sorted((one for one in keys if one not in self._known), key=lambda one: (len(one[0]), one))
-        self.model.eval()
         with one_thread(), torch.inference_mode():
-            for start in range(0, len(fresh), _ASKED_AT_ONCE):
-                part = fresh[start : start + _ASKED_AT_ONCE]
-                shares = torch.softmax(self._odds(part), 1).numpy().astype(float)
-                self._known.update(zip(part, np.round(shares, 5), strict=True))
-                if self._store:
-                    self._store.keep({keys[one]: self._known[one].tobytes() for one in part})
+            shares = torch.softmax(self._odds(asked), 1).numpy().astype(float)
+        return list(np.round(shares, 5))
 
     def __call__(self, text: str, position: int = 0) -> FloatArray:
         """P(class), shape (classes,), to 5 digits: the last ones depend on the texts it is computed beside."""

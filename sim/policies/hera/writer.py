@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sim.policies.computed_store import Remembered
 from sim.policies.hera.adapters import (
     OnStep,
     load_base,
     minimise,
-    one_thread,
     save_adapter,
     weights_store,
     with_adapter,
 )
+from sim.policies.threads import one_thread
 from workloads.task import Message
 
 BATCH = 64
@@ -32,8 +33,8 @@ class Writer:
         self._tokenizer.padding_side = "left"
         self.model = with_adapter(base, folder)
         self._max_tokens = max_tokens
-        self._known: dict[tuple[Message, ...], str] = {}
-        self._store = weights_store(decoder, folder, f"{max_tokens} tokens")
+        store = weights_store(decoder, folder, f"{max_tokens} tokens")
+        self._known = Remembered[tuple[Message, ...], str](store, str.encode, bytes.decode)
         self._merged = False
 
     def fit(
@@ -46,8 +47,7 @@ class Writer:
         self.model.train()
         losses = minimise(parameters, encoded, lambda row: len(row[0]), BATCH, self._loss, epochs, rate, seed, on_step)
         self.model.eval()
-        self._known.clear()
-        self._store = None  # that was of other weights
+        self._known.forget()
         return losses
 
     def _apart(self) -> None:
@@ -81,43 +81,34 @@ class Writer:
 
     def know(self, conversations: Sequence[tuple[Message, ...]]) -> None:
         """Write for many conversations at once, which is many times as fast as one by one."""
-        import torch
-
         asked = {messages: self._prompt(messages) for messages in conversations if messages not in self._known}
-        found = self._store.find(map(str, asked.values())) if self._store and asked else {}
-        self._known.update((m, found[str(ids)].decode()) for m, ids in asked.items() if str(ids) in found)
-        fresh = sorted(
-            (m for m in asked if m not in self._known), key=lambda messages: (len(asked[messages]), messages)
-        )
-        with one_thread(), torch.inference_mode():
-            for start in range(0, len(fresh), BATCH):
-                part = fresh[start : start + BATCH]
-                self._known.update(zip(part, self._generated([asked[messages] for messages in part]), strict=True))
-                if self._store:
-                    self._store.keep({str(asked[messages]): self._known[messages].encode() for messages in part})
+        self._known.know(
+            {messages: str(prompt) for messages, prompt in asked.items()},
+            lambda part: self._generated([asked[messages] for messages in part]), BATCH,
+            order=lambda messages: (len(asked[messages]), messages),
+        )  # fmt: skip
 
     def _generated(self, prompts: list[list[int]]) -> list[str]:
+        import torch
+
         if not self._merged:  # a matrix less for each layer of a small model: half the time
             self.model.merge_adapter()
             self._merged = True
         batch = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
-        found = self.model.generate(
-            **batch, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
-        )
+        with one_thread(), torch.inference_mode():
+            found = self.model.generate(
+                **batch, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=self._tokenizer.pad_token_id
+            )
         texts = self._tokenizer.batch_decode(found[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def write(self, messages: tuple[Message, ...]) -> str:
         """Write after this conversation whether or not that is known."""
-        import torch
-
-        with one_thread(), torch.inference_mode():
-            return self._generated([self._prompt(messages)])[0]
+        return self._generated([self._prompt(messages)])[0]
 
     def __call__(self, messages: tuple[Message, ...]) -> str:
         """What is written after this conversation."""
-        if messages not in self._known:
-            self.know([messages])
+        self.know([messages])
         return self._known[messages]
 
     def save(self, folder: Path) -> None:

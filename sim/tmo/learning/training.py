@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from sim.cells import resolved
 from sim.policies.base import PolicyOptions
-from sim.policies.hera.adapters import one_thread
+from sim.policies.threads import one_thread
 from sim.policies.tmo.learned import DECISION_S, NetworkPolicy, check_actions, chosen_budgets
 from sim.scenario import Scenario
 from sim.study import rates_of, tier_views
