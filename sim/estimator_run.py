@@ -17,9 +17,8 @@ from sim.policies.hera.profile import Profile, profile_of
 from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.trained import Card, load_models, read_card, read_models
 from sim.policies.hera.training import Plan, Progress, fine_tune, train_estimators
-from sim.profiling import training_requests
-from sim.study import study_of
-from sim.workload import build_workload
+from sim.policies.trees import training_of
+from sim.profiling import scenario_study, training_requests
 from workloads.errors import InputError, suggest
 from workloads.task import Task
 
@@ -70,8 +69,8 @@ def evaluate_on(loaded: LoadedScenario, folder: Path, fine_tune_every: int, prog
     def known(task: Task) -> bool:
         return task.family in card.families
 
-    training = _only(training_requests(loaded), known)
-    own = own_requests(loaded)
+    study = scenario_study(loaded)
+    training, own = _only(training_of(study, "hera"), known), each_once(study)
     models = load_models(folder)
     kinds = {
         "trained on": profiled(training._replace(tasks=training.tasks[: card.requests]), known),
@@ -92,10 +91,8 @@ def evaluate_on(loaded: LoadedScenario, folder: Path, fine_tune_every: int, prog
         yield Judged("later ones, fine-tuned", len(block), accuracies(tuned, later, similar))
 
 
-def own_requests(loaded: LoadedScenario) -> Study:
-    """The requests a scenario runs, each task once."""
-    seed = loaded.scenario.seeds[0]
-    study = study_of(loaded.scenario, build_workload(loaded.scenario, seed, loaded.path), seed)
+def each_once(study: Study) -> Study:
+    """The study with every task once."""
     return study._replace(tasks=list({task.id: task for task in study.tasks}.values()))
 
 

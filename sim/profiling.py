@@ -37,9 +37,13 @@ class ProfileTables(NamedTuple):
 
 def training_requests(loaded: LoadedScenario) -> Study:
     """The study of the requests a scenario may profile. Raises InputError where it names none."""
+    return training_of(scenario_study(loaded), "hera")
+
+
+def scenario_study(loaded: LoadedScenario) -> Study:
+    """What policies may study under a scenario's first seed."""
     seed = loaded.scenario.seeds[0]
-    workload = build_workload(loaded.scenario, seed, loaded.path)
-    return training_of(study_of(loaded.scenario, workload, seed), "hera")
+    return study_of(loaded.scenario, build_workload(loaded.scenario, seed, loaded.path), seed)
 
 
 def profile_tables(training: Study, similarity: EmbeddingSimilarity, threshold: float) -> ProfileTables:

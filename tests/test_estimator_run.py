@@ -10,11 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from run_sim import app
-from sim.estimator_run import Judged, accuracy_table, evaluate_on, own_requests, train_on
+from sim.estimator_run import Judged, accuracy_table, each_once, evaluate_on, train_on
 from sim.loading import LoadedScenario, load_scenario
 from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.trained import Card, read_card
 from sim.policies.hera.training import Plan
+from sim.profiling import scenario_study
 from tests.conftest import ROOT
 from workloads.errors import InputError
 
@@ -58,7 +59,7 @@ def test_the_card_tells_what_was_learned(trained: tuple[Path, Card]) -> None:
 
 def test_every_kind_of_requests_is_judged(loaded: LoadedScenario, judged: list[Judged]) -> None:
     """What was learned, unseen requests of the same family, another family, and later ones with and without learning on."""
-    families = [task.family for task in own_requests(loaded).tasks]
+    families = [task.family for task in each_once(scenario_study(loaded)).tasks]
     counts = {row.requests: row.of_them for row in judged[:3]}
     assert counts == {"trained on": 8, "unseen": families.count("hops"), "unseen family": families.count("sums")}
     later = judged[3:]

@@ -60,17 +60,14 @@ class Forecast:
 
     def subtask(self, seen: Observation, role: Role) -> Needs:
         """One subtask on the tier in this role, as the network and the queues are now."""
-        return self._of(seen, role)
+        tier = seen.small if role == "small" else seen.large
+        return needs_on(seen, tier, self._tokens[role], self._cost_usd)
 
     def rest(self, seen: Observation) -> Needs:
         """What follows this subtask, all of it on the small tier."""
         mean, many = self._left[min(seen.call.position, _MOST_SUBTASKS - 1)]
-        one = self._of(seen, "small")
+        one = self.subtask(seen, "small")
         return Needs(mean * one.usd, many * one.latency_s)
-
-    def _of(self, seen: Observation, role: Role) -> Needs:
-        tier = seen.small if role == "small" else seen.large
-        return needs_on(seen, tier, self._tokens[role], self._cost_usd)
 
 
 def needs_on(seen: Observation, tier: str, tokens: int, cost_usd: Callable[[ModelCall, str, int], float]) -> Needs:

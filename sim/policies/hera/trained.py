@@ -15,7 +15,6 @@ from sim.policies.hera.estimators import Similar
 from sim.policies.hera.outlook import ROLES, Outlook, Role
 from sim.policies.hera.predictions import Prediction, after_steps, as_steps, with_goal
 from sim.policies.hera.profile import MOST_EXTRA
-from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.writer import Writer
 from sim.policies.trees import grow_trees, subtask_text, two_models
 from workloads.errors import InputError, suggest
@@ -93,9 +92,9 @@ class PredictedOutlook:
 class Trained:
     """URC, DP, SP_SLM, SP_LLM and SD as trained."""
 
-    def __init__(self, name: str, similarity: EmbeddingSimilarity, *, any_family: bool, horizon: int) -> None:
+    def __init__(self, name: str, *, any_family: bool, horizon: int) -> None:
         self._folder = PACKAGED.get(name, Path(name))
-        self._similarity, self._any_family, self._horizon = similarity, any_family, horizon
+        self._any_family, self._horizon = any_family, horizon
         self._card = read_card(self._folder)
 
     @property
