@@ -1,4 +1,4 @@
-"""The recordings a scenario answers from, and lets policies learn from."""
+"""Who answers a scenario's tasks: the recordings it replays, and those policies may learn from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sim.loading import data_path
 from sim.scenario import Scenario
 from sim.text_tasks import check_recorded
+from workloads.agent import Agent
 from workloads.backend import InferenceBackend
 from workloads.errors import InputError
 from workloads.recording import Recording, ReplayBackend, read_recording
@@ -22,6 +23,15 @@ class TrainingSet(NamedTuple):
 
     tasks: Sequence[Task]
     backend: InferenceBackend
+
+
+class Posed(NamedTuple):
+    """Tasks that come with who asks and who answers them; `training` is None where there is nothing to learn from."""
+
+    tasks: list[Task]
+    agent: Agent
+    backend: InferenceBackend
+    training: TrainingSet | None
 
 
 def recorded_answers(scenario: Scenario, tasks: Sequence[Task], scenario_path: Path) -> Recording:

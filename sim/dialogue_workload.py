@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from sim.answers import TrainingSet
+from sim.answers import Posed, TrainingSet
 from sim.draws import component_rng
 from sim.scenario import Dialogues, Scenario
-from workloads.agent import Agent
 from workloads.dialogue import dialogue_agent
 from workloads.dialogue_truth import DialogueBackend, Truth
 from workloads.task import Task
@@ -16,16 +13,7 @@ from workloads.tasks.dialogues import DialogueSpec, dialogue_tasks
 _OTHER = {"test": "train", "train": "test"}
 
 
-class DialogueWorkload(NamedTuple):
-    """Dialogues, who asks them and who answers; `training` is None where the scenario draws none."""
-
-    tasks: list[Task]
-    agent: Agent
-    backend: DialogueBackend
-    training: TrainingSet | None
-
-
-def dialogue_workload(scenario: Scenario, seed: int) -> DialogueWorkload:
+def dialogue_workload(scenario: Scenario, seed: int) -> Posed:
     """The dialogues of a scenario of that kind under a seed."""
     spec = scenario.workload.tasks
     assert isinstance(spec, Dialogues)
@@ -36,7 +24,7 @@ def dialogue_workload(scenario: Scenario, seed: int) -> DialogueWorkload:
     )
     own = _drawn(spec, spec.split, min(scenario.workload.requests, spec.distinct_tasks), seed)
     others = _drawn(spec, _OTHER[spec.split], spec.training_dialogues, seed)
-    return DialogueWorkload(own, dialogue_agent(), backend, TrainingSet(others, backend) if others else None)
+    return Posed(own, dialogue_agent(), backend, TrainingSet(others, backend) if others else None)
 
 
 def _drawn(spec: Dialogues, split: str, count: int, seed: int) -> list[Task]:

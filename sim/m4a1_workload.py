@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
-from sim.answers import TrainingSet
+from sim.answers import Posed, TrainingSet
 from sim.loading import data_path
 from sim.scenario import Scenario
 from sim.scenario_workload import M4a1
 from sim.tmo.m4a1_backend import ALL, TEST, TRAIN, M4a1Backend, M4a1World, m4a1_split
 from sim.tmo.responses import MODELS, ResponseModel
-from workloads.agent import Agent
 from workloads.dialogue import dialogue_agent
 from workloads.task import Task
 
 
-class M4a1Workload(NamedTuple):
-    """Dialogues, who asks them and who answers; `training` is None where the scenario runs all dialogues."""
-
-    tasks: list[Task]
-    agent: Agent
-    backend: M4a1Backend
-    training: TrainingSet | None
-
-
-def m4a1_workload(scenario: Scenario, scenario_path: Path) -> M4a1Workload:
+def m4a1_workload(scenario: Scenario, scenario_path: Path) -> Posed:
     """The dialogues of a scenario of that kind. Raises InputError for a malformed file."""
     spec = scenario.workload.tasks
     assert isinstance(spec, M4a1)
@@ -35,7 +24,7 @@ def m4a1_workload(scenario: Scenario, scenario_path: Path) -> M4a1Workload:
     if spec.split != ALL:
         others, answering = _split(scenario, spec, TRAIN if spec.split == TEST else TEST, scenario_path)
         training = TrainingSet(others, answering)
-    return M4a1Workload(own, dialogue_agent(), backend, training)
+    return Posed(own, dialogue_agent(), backend, training)
 
 
 def _split(scenario: Scenario, spec: M4a1, split: str, scenario_path: Path) -> tuple[list[Task], M4a1Backend]:

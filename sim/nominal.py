@@ -28,12 +28,11 @@ def mean_latency_s(
     """
     spec = scenario.tiers[tier]
     hops = [link.link for link in scenario.route(tier)]
-    sent_bytes = call.upload_bytes + sum(attachment.size_bytes for attachment in call.attachments or ())
     answer_bytes = FRAMING_BYTES + spec.model.bytes_per_token * completion_tokens
     if scenario.client.stream:
         answer_bytes = answer_bytes / max(1, completion_tokens) + scenario.client.stream_bytes_per_token
     service_s = mean_service_s(spec, roofline, call.prompt_tokens, completion_tokens)
-    return _transfer_s(hops, sent_bytes, up=True) + service_s + _transfer_s(hops, answer_bytes, up=False)
+    return _transfer_s(hops, call.sent_bytes, up=True) + service_s + _transfer_s(hops, answer_bytes, up=False)
 
 
 def nominal_service_s(tier: Tier, roofline: StepModel | None, prompt_tokens: int, completion_tokens: int) -> float:

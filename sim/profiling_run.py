@@ -7,9 +7,7 @@ are written first and the manifest last: without one, the profile is made again.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ from sim.profiling_metrics import AtPosition, by_position, share, subtask_counts
 from sim.profiling_metrics import mean as mean_of
 from sim.profiling_metrics import summary as summary_of
 from sim.records import read_columns, to_arrow, write_parquet
-from sim.run_store import NUMBERS_COME_FROM, as_json, input_hashes, own_version, point, source_hash, write_text
+from sim.run_store import NUMBERS_COME_FROM, as_json, input_hashes, key_of, own_version, point, source_hash, write_text
 from sim.statistics import Interval
 from workloads.errors import InputError
 
@@ -96,8 +94,7 @@ def _profile_id(loaded: LoadedScenario, inputs: dict[str, str], asked: list[Any]
     scenario: dict[str, Any] = dict(resolved(loaded.scenario))
     for name in ("policies", "sweep", "description"):
         scenario.pop(name, None)
-    parts = [source_hash(), _versions(), inputs, scenario, asked]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return key_of(source_hash(), _versions(), inputs, scenario, asked)[:12]
 
 
 def summary_tables(tables: ProfileTables, threshold: float) -> list[Table]:

@@ -150,6 +150,11 @@ def input_hashes(loaded: LoadedScenario, cells: Sequence[Cell]) -> Iterator[tupl
             yield name, hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def key_of(*facts: Any) -> str:
+    """A hash of whatever these facts say; a dozen of its digits tell a project's apart."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small file atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

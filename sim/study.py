@@ -85,7 +85,7 @@ def study_of(scenario: Scenario, workload: BuiltWorkload, seed: int) -> Study:
         device_s = nominal_service_s(spec, roofline, call.prompt_tokens, completion_tokens) if roofline else 0.0
         charges = charge(
             rates[tier], scenario.pricing.other, prompt_tokens=call.prompt_tokens, cached_tokens=0,
-            completion_tokens=completion_tokens, upload_bytes=call.upload_bytes + sum(a.size_bytes for a in call.attachments or ()),
+            completion_tokens=completion_tokens, upload_bytes=call.sent_bytes,
             download_bytes=spec.model.bytes_per_token * completion_tokens, device_s=device_s, served=1.0,
         )  # fmt: skip
         return float(charges.total_usd)

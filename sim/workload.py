@@ -69,14 +69,11 @@ def build_workload(
         tasks = _modelled(scenario, seed, scenario_path)
         world = ModelledWorkload(qualities(scenario), _token_model(scenario))
         return BuiltWorkload(tasks, in_order(tasks, spec.requests, seed, shuffle=False), world.agent, world, arrival_s)
-    if kind == "dialogues":
-        drawn = dialogue_workload(scenario, seed)
-        requests = in_order(drawn.tasks, spec.requests, seed, shuffle=False)
-        return BuiltWorkload(drawn.tasks, requests, drawn.agent, drawn.backend, arrival_s, drawn.training)
-    if kind == "m4a1":
-        read = m4a1_workload(scenario, scenario_path)
-        requests = in_order(read.tasks, spec.requests, seed, shuffle=spec.shuffle)
-        return BuiltWorkload(read.tasks, requests, read.agent, read.backend, arrival_s, read.training)
+    if kind in ("dialogues", "m4a1"):
+        drawn = kind == "dialogues"
+        posed = dialogue_workload(scenario, seed) if drawn else m4a1_workload(scenario, scenario_path)
+        requests = in_order(posed.tasks, spec.requests, seed, shuffle=spec.shuffle and not drawn)
+        return BuiltWorkload(posed.tasks, requests, posed.agent, posed.backend, arrival_s, posed.training)
     if kind in TEXT_TASKS:
         asked, agent = text_tasks(scenario, scenario_path)
         requests = in_order(asked, spec.requests, seed, shuffle=spec.shuffle)

@@ -72,6 +72,11 @@ class ModelCall(NamedTuple):
     attachments: tuple[Attachment, ...] | None = None
     branch: int = 0
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that travel to the model: the payload, and the attachments the call was placed with."""
+        return self.upload_bytes + sum(attachment.size_bytes for attachment in self.attachments or ())
+
 
 def with_attachments(call: ModelCall, attached: tuple[Attachment, ...]) -> ModelCall:
     """A call that was not placed yet, as a model sees it that gets these attachments: their tokens join the prompt."""

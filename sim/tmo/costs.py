@@ -21,15 +21,14 @@ from sim.loading import LoadedScenario, load_scenario
 from sim.policies import build_policy
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
 from sim.records import Records, RequestRow
+from sim.run_store import key_of
 from sim.scenario import Scenario
-from sim.simulation import simulate
 from sim.study import rates_of
 from sim.tmo.constraint import Rule
 from sim.tmo.environment import view_of
-from sim.tmo.kept import kept_policy, key_of, save_json
+from sim.tmo.kept import kept_policy, save_json, simulated
 from sim.tmo.observing import DEFAULT_PARTS, Budget
 from sim.tmo.reward import Reward
-from sim.workload import build_workload, load_trace
 from workloads.task import Task
 
 LEDGERS: dict[str, tuple[str, ...]] = {
@@ -164,7 +163,7 @@ class Bills:
         payers = {name: other.scenario for name, other in self.worlds.items()}
         key = key_of(
             kind, resolved(world.scenario), [*map(resolved, payers.values())], budget, haste, self._steps, self._budgets
-        )
+        )[:12]
         path = self._folder / "bills" / f"{key}.json"
         if not path.exists():
             if kind == "oracle":
@@ -183,7 +182,7 @@ class Bills:
         view = view_of(world.scenario, world.path, DEFAULT_PARTS, [budget])
         reward = Reward(association=0.0, latency=haste, usage=0.0)
         plan = Plan("ppo", self._steps, rule=Rule("mean"), evaluation_episodes=100)
-        return kept_policy(self._folder, world.scenario, world.path, view, reward, plan)
+        return kept_policy(self._folder, [world.scenario], world.path, view, reward, plan)
 
 
 def _run(policy: RoutingPolicy, world: LoadedScenario, payers: Mapping[str, Scenario]) -> dict[str, Point]:
@@ -191,8 +190,7 @@ def _run(policy: RoutingPolicy, world: LoadedScenario, payers: Mapping[str, Scen
     scenario = world.scenario
     small = next(name for name, tier in scenario.tiers.items() if tier.role == "slm")
     noted = Noted(policy, small)
-    workload = build_workload(scenario, _SEED, world.path)
-    records = simulate(scenario, workload, noted, _SEED, lambda file: load_trace(file, world.path))
+    records = simulated(scenario, world.path, noted, _SEED)
     answered = records.subtasks["status"] == "ok"
     turns = sum(noted.actions.values())
     score = float(np.nansum(records.subtasks["score"][answered])) / turns

@@ -6,11 +6,8 @@ all they depend on: a command that was interrupted goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +17,15 @@ import numpy.typing as npt
 from sim.cells import resolved
 from sim.loading import LoadedScenario
 from sim.policies import build_policy
+from sim.run_store import key_of
 from sim.scenario import Scenario
-from sim.simulation import simulate
-from sim.tmo.card import CARD, read_policy
+from sim.tmo.card import read_policy
 from sim.tmo.constraint import Keep, Rule
 from sim.tmo.environment import view_of
+from sim.tmo.evaluation import half_width
+from sim.tmo.kept import kept_policy, save_array, save_json, simulated
 from sim.tmo.observing import DEFAULT_PARTS, Budget
 from sim.tmo.reward import Reward
-from sim.workload import build_workload, load_trace
 
 Array = npt.NDArray[np.float64]
 RESPONSE = Reward(association=0.0, latency=0.0, usage=0.0)
@@ -47,19 +45,15 @@ class Judged(NamedTuple):
         """Its means, the share of requests over a budget and their mean excess, for a table."""
         excess = np.maximum(0.0, self.cost / budget - 1.0)
         return {
-            "policy": name, "budget": budget, "reward": float(self.reward.mean()), "interval": _half_width(self.reward),
+            "policy": name, "budget": budget, "reward": float(self.reward.mean()), "interval": half_width(self.reward),
             "cost": float(self.cost.mean()), "over": float((excess > 0).mean()), "excess": float(excess.mean()),
         }  # fmt: skip
-
-
-def _half_width(values: Array) -> float:
-    return 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def difference(first: Judged, second: Judged) -> tuple[float, float]:
     """(mean, 95 % half-width) of the paired difference of rewards."""
     gap = first.reward - second.reward
-    return float(gap.mean()), _half_width(gap)
+    return float(gap.mean()), half_width(gap)
 
 
 @dataclass(frozen=True)
@@ -77,43 +71,34 @@ class Trial:
         self, scenarios: Sequence[Scenario], budget: float, *, keep: Keep, learner: str = "ppo", parts: Sequence[str] = DEFAULT_PARTS, seed: int = 1
     ) -> str:  # fmt: skip
         """The folder of a policy for this budget, trained now unless it is there."""
-        from sim.tmo.learning.training import Plan, train
+        from sim.tmo.learning.training import Plan
 
         plan = Plan(learner, self.steps, seed, Rule(keep), evaluation_episodes=200)
-        facts = [*map(resolved, scenarios), asdict(plan), budget, self.item, list(parts)]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:10]
-        folder = self.folder / "policies" / f"{learner}-{keep}-{budget:g}-{key}"
-        if not (folder / CARD).exists():
-            view = view_of(scenarios[0], self.loaded.path, parts, [Budget(self.item, budget, budget)])
-            train(scenarios, self.loaded.path, view, RESPONSE, plan, folder, self.on_rollout)
-        return str(folder)
+        view = view_of(scenarios[0], self.loaded.path, parts, [Budget(self.item, budget, budget)])
+        return kept_policy(self.folder, scenarios, self.loaded.path, view, RESPONSE, plan, self.on_rollout)
 
     def judged(self, scenario: Scenario, policy: str, **options: Any) -> Judged:
         """A policy on the scenario's requests under every seed, run now unless its numbers are kept."""
-        facts = [resolved(scenario), policy, options, self.seeds, self.item]
-        key = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        key = key_of(resolved(scenario), policy, options, self.seeds, self.item)[:16]
         path = self.folder / "judged" / f"{key}.npy"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, np.array(self._run(scenario, policy, options)), allow_pickle=False)
+            save_array(path, self._run(scenario, policy, options))
         return Judged(*np.load(path, allow_pickle=False))
 
     def _run(self, scenario: Scenario, policy: str, options: Mapping[str, Any]) -> Judged:
         rewards, costs = [], []
         for seed in self.seeds:
-            workload = build_workload(scenario, seed, self.loaded.path)
             built = build_policy(policy, options, self.loaded.path.parent)
-            records = simulate(scenario, workload, built, seed, lambda file: load_trace(file, self.loaded.path))
+            records = simulated(scenario, self.loaded.path, built, seed)
             taken = records.subtasks["status"] == "ok"
             scores = np.where(taken, np.nan_to_num(records.subtasks["score"]), 0.0)
-            rewards.append(np.bincount(records.subtasks["request"], scores, minlength=len(workload.requests)))
+            rewards.append(np.bincount(records.subtasks["request"], scores, minlength=len(records.requests["request"])))
             costs.append(records.requests[self.item])
         return Judged(np.concatenate(rewards), np.concatenate(costs))
 
     def save(self, name: str, found: Any) -> None:
         """Keep a table as JSON."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        save_json(self.folder / f"{name}.json", found)
 
 
 def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str], weights: str) -> Iterator[dict[str, Any]]:
@@ -263,6 +248,6 @@ def parts(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
         first = first or gap
         yield {
             **found.row(name, budget),
-            "over_greedy": (float(gap.reward.mean()), _half_width(gap.reward)),
+            "over_greedy": (float(gap.reward.mean()), half_width(gap.reward)),
             "difference": difference(gap, first),
         }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,12 @@ from rich.table import Table
 
 from sim.commands import ScenarioFile, Settings
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sim.tmo.experiments import Trial
+
+Row = Mapping[str, Any]
 learning = typer.Typer()
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results and trained policies.")]
@@ -37,16 +43,12 @@ def regret(
 ) -> None:
     """Constrained learners against the optimum, greedy and every fixed action, at budgets kept in the mean."""
     from sim.figures.learning import draw_regret
-    from sim.figures.style import save_figure
     from sim.tmo.experiments import regret as rows_of
 
-    trial = _trial(scenario, settings, out, "total_usd", steps)
-    rows = list(_noted(trial, rows_of(trial, budget or (0.006, 0.008, 0.010), learner or (), weights)))
-    trial.save("regret", rows)
-    save_figure(draw_regret(rows), out, "regret")
+    trial = trial_of(scenario, settings, out, "total_usd", steps)
+    rows = rows_of(trial, budget or (0.006, 0.008, 0.010), learner or (), weights)
     columns = ("policy", "budget", "reward", "interval", "cost", "share", "over_greedy", "over_fixed")
-    _show(rows, columns, "Reward within a mean budget")
-    typer.echo(f"results: {out}")
+    _report(trial, "regret", rows, columns, "Reward within a mean budget", draw_regret)
 
 
 @learning.command()
@@ -63,17 +65,12 @@ def budgets(
 ) -> None:
     """How often a budget of every request is broken: kept by a multiplier, by the authors' zero reward, and not kept."""
     from sim.figures.learning import draw_budgets
-    from sim.figures.style import save_figure
     from sim.tmo.experiments import budgets as rows_of
 
-    trial = _trial(scenario, settings, out, "total_usd", steps)
-    asked = budget or (0.006, 0.009, 0.013)
-    rows = list(_noted(trial, rows_of(trial, asked, ("chance", "zero", "none"), learner or ())))
-    trial.save("budgets", rows)
-    save_figure(draw_budgets(rows), out, "budgets")
+    trial = trial_of(scenario, settings, out, "total_usd", steps)
+    rows = rows_of(trial, budget or (0.006, 0.009, 0.013), ("chance", "zero", "none"), learner or ())
     columns = ("policy", "keep", "budget", "reward", "interval", "share", "cost", "over", "excess", "multiplier")
-    _show(rows, columns, "Budgets that every request should keep")
-    typer.echo(f"results: {out}")
+    _report(trial, "budgets", rows, columns, "Budgets that every request should keep", draw_budgets)
 
 
 @learning.command()
@@ -86,19 +83,12 @@ def networks(
 ) -> None:
     """Trained on one network, tested on another; and what it is worth to see the network."""
     from sim.figures.learning import draw_matrix
-    from sim.figures.style import save_figure
     from sim.tmo.experiments import networks as rows_of
 
-    trial = _trial(scenario, settings, out, "latency_s", steps)
-    rows = list(_noted(trial, rows_of(trial, budget)))
-    trial.save("networks", rows)
-    save_figure(draw_matrix(rows), out, "networks")
-    _show(
-        rows,
-        ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind", "kept_over_blind"),
-        f"Reward where requests may take {budget:g} s",
-    )
-    typer.echo(f"results: {out}")
+    trial = trial_of(scenario, settings, out, "latency_s", steps)
+    columns = ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind", "kept_over_blind")
+    title = f"Reward where requests may take {budget:g} s"
+    _report(trial, "networks", rows_of(trial, budget), columns, title, draw_matrix)
 
 
 @learning.command()
@@ -112,38 +102,49 @@ def parts(
     """Which parts of the observation pay."""
     from sim.tmo.experiments import parts as rows_of
 
-    trial = _trial(scenario, settings, out, "total_usd", steps)
-    rows = list(_noted(trial, rows_of(trial, budget)))
-    trial.save("parts", rows)
-    _show(
-        rows,
-        ("policy", "reward", "interval", "cost", "over_greedy", "difference"),
-        f"What is seen, at a mean budget of {budget:g} $",
-    )
-    typer.echo(f"results: {out}")
+    trial = trial_of(scenario, settings, out, "total_usd", steps)
+    columns = ("policy", "reward", "interval", "cost", "over_greedy", "difference")
+    _report(trial, "parts", rows_of(trial, budget), columns, f"What is seen, at a mean budget of {budget:g} $")
 
 
-def _trial(scenario: Path, settings: list[str] | None, out: Path, item: str, steps: int) -> Any:
+def trial_of(scenario: Path, settings: list[str] | None, out: Path, item: str, steps: int, **more: Any) -> Trial:
+    """The scenario's trial, with results in `out`."""
     from sim.loading import load_scenario
     from sim.tmo.experiments import Trial
 
-    return Trial(load_scenario(scenario, settings or []), out, item, steps)
+    return Trial(load_scenario(scenario, settings or []), out, item, steps, **more)
 
 
-def _noted(trial: Any, rows: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+def noted(doing: str, rows: Iterable[Row], line: Callable[[Row], str]) -> list[Row]:
     """The rows, each with a line on stderr as it comes: a policy takes a minute or more to train."""
-    console = Console(stderr=True)
-    with console.status(f"training and judging on {trial.loaded.scenario.name} ..."):
+    console, found = Console(stderr=True), list[Row]()
+    with console.status(f"{doing} ..."):
         for row in rows:
-            console.print(", ".join(f"{name} {_text(value)}" for name, value in row.items()), highlight=False)
-            yield row
+            found.append(row)
+            console.print(line(row), highlight=False)
+    return found
 
 
-def _show(rows: Iterable[Mapping[str, Any]], columns: tuple[str, ...], title: str) -> None:
+def _report(
+    trial: Trial, name: str, rows: Iterable[Row], columns: tuple[str, ...], title: str,
+    draw: Callable[[Sequence[Row]], Figure] | None = None,
+) -> None:  # fmt: skip
+    """Work the rows out, keep them with their figure, and show a table of these columns."""
+    from sim.figures.style import save_figure
+
+    found = noted(f"training and judging on {trial.loaded.scenario.name}", rows, _line)
+    trial.save(name, found)
+    if draw is not None:
+        save_figure(draw(found), trial.folder, name)
     table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*(_text(row.get(name, "")) for name in columns))
+    for row in found:
+        table.add_row(*(_text(row.get(column, "")) for column in columns))
     Console().print(table)
+    typer.echo(f"results: {trial.folder}")
+
+
+def _line(row: Row) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in row.items())
 
 
 def _text(value: Any) -> str:

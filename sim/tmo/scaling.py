@@ -70,7 +70,7 @@ def _trained(trial: Trial, scenario: Scenario, reward: Reward) -> str:
 
     view = view_of(scenario, trial.loaded.path)
     plan = Plan("ppo", trial.steps, evaluation_episodes=100)
-    return kept_policy(trial.folder, scenario, trial.loaded.path, view, reward, plan)
+    return kept_policy(trial.folder, [scenario], trial.loaded.path, view, reward, plan)
 
 
 def _mean_turns(scenario: Scenario) -> float:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sim.commands import ScenarioFile, Settings
-from sim.tmo.learning_commands import Out, Steps
+from sim.tmo.learning_commands import Out, Steps, noted, trial_of
 
 wider = typer.Typer()
 _RESULTS = Path("results/tmo")
@@ -36,11 +36,10 @@ def costs(
     from sim.tmo.kept import save_json
 
     bills = Bills(scenario, settings or [], out, budget or _BUDGETS, steps)
-    rows, console = [], Console(stderr=True)
-    with console.status("training and billing ..."):
-        for row in bills.rows(score):
-            rows.append(row)
-            console.print(f"{row['ledger']}, {row['policy']}: {1000 * row['total_usd']:.3g} m$", highlight=False)
+    rows = noted(
+        "training and billing", bills.rows(score),
+        lambda row: f"{row['ledger']}, {row['policy']}: {1000 * row['total_usd']:.3g} m$",
+    )  # fmt: skip
     save_json(out / "costs.json", rows)
     if rows:
         save_figure(draw_bills(rows, score), out, "costs")
@@ -62,16 +61,13 @@ def scaling(
     steps: Steps = 30_000,
 ) -> None:
     """What learners reach with more modalities, task categories and turns, with training steps fixed."""
-    from sim.loading import load_scenario
-    from sim.tmo.experiments import Trial
     from sim.tmo.scaling import scaling as rows_of
 
-    trial = Trial(load_scenario(scenario, settings or []), out, "total_usd", steps, (101,))
-    rows, console = [], Console(stderr=True)
-    with console.status("training and judging ..."):
-        for row in rows_of(trial, usage):
-            rows.append(row)
-            console.print(f"{row['point']}, {row['policy']}: {row['reward']:.3f}", highlight=False)
+    trial = trial_of(scenario, settings, out, "total_usd", steps, seeds=(101,))
+    rows = noted(
+        "training and judging", rows_of(trial, usage),
+        lambda row: f"{row['point']}, {row['policy']}: {row['reward']:.3f}",
+    )  # fmt: skip
     trial.save("scaling", rows)
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     table = Table(

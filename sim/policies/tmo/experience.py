@@ -159,13 +159,14 @@ def _samples(trial: Trial, chosen: Sequence[Action], study: Study, reward: Rewar
         tokens, attached = done.completion_tokens, call.task.attachments
         took_s = study.expected_latency_s(sent, action.tier, tokens) if study.expected_latency_s else 0.0
         cost = Expected(took_s, study.expected_cost_usd(sent, action.tier, tokens))
-        fit = association_norm(turn.associations, _indices(attached, action))
+        fit = association_norm(turn.associations, uploaded(attached, action))
         features = numbers(turn, attached, call.position, past, action, cost, reward)
         yield Sample(turn.kind, action, features, reward.of(done.score, fit, *cost))
         past = past.after(action)
 
 
-def _indices(attached: Sequence[Attachment], action: Action) -> list[int]:
+def uploaded(attached: Sequence[Attachment], action: Action) -> list[int]:
+    """The indices of the attachments that an action sends along."""
     return [index for index, attachment in enumerate(attached) if attachment.name in action.modalities]
 
 
@@ -203,15 +204,14 @@ class Dialogues:
 
     def _expected(self, seen: Observation, tier: TierView, wait_s: float, sent: ModelCall) -> Expected:
         tokens = round(self._tokens.get(turn_of(sent).kind, _TYPICAL_TOKENS))
-        upload = sent.upload_bytes + sum(attachment.size_bytes for attachment in sent.attachments or ())
-        network_s = seen.signals.transfer_s(tier.name, upload, 4.0 * tokens, seen.home)
+        network_s = seen.signals.transfer_s(tier.name, sent.sent_bytes, 4.0 * tokens, seen.home)
         latency_s = wait_s + network_s + seen.signals.service_s(tier.name, sent.prompt_tokens, tokens)
         return Expected(latency_s, tier.input_usd * sent.prompt_tokens + tier.output_usd * tokens)
 
     def chose(self, seen: Observation, action: Action, features: Vector) -> None:
         """Remember a choice."""
         turn, request = turn_of(seen.call), seen.request
-        fit = association_norm(turn.associations, _indices(seen.call.task.attachments, action))
+        fit = association_norm(turn.associations, uploaded(seen.call.task.attachments, action))
         self._open.setdefault(request, {})[seen.call.position] = Open(turn, action, features, fit)
         self._past[request] = self._past.get(request, Past()).after(action)
         self._seen[request] = seen  # its attempts go on being written until the request ends

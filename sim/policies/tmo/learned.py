@@ -123,9 +123,7 @@ def check_actions(view: View, tiers: Sequence[TierView], modalities: Sequence[st
     if set(map(_unordered, asked)) == set(map(_unordered, trained)):
         return
     problem = f"trained for the actions {_listed(trained)}; the scenario's are {_listed(asked)}"
-    raise InputError(
-        f"policy 'tmo', weights {place}", problem, "Train a policy on this scenario with `run_sim.py train`"
-    )
+    raise InputError(place, problem, "Train a policy on this scenario with `run_sim.py train`")
 
 
 def _unordered(action: Action) -> tuple[str, frozenset[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from sim.policies.base import Observation, PolicyOptions, Study, TierView
 from sim.policies.tmo.baselines import ActionPolicy
 from sim.policies.tmo.episodes import plan_each, plan_unforeseen
-from sim.policies.tmo.experience import RewardOptions, reward_of, sent_along
+from sim.policies.tmo.experience import RewardOptions, reward_of, sent_along, uploaded
 from sim.policies.tmo.optimum import Dialogues, FloatArray, Plan, Step, best_plan
 from sim.profiles import NonNegative, Positive, Share
 from sim.tmo.actions import Action
@@ -156,8 +156,7 @@ def _known(
             sent = sent_along(call, action)
             found[0, row, column] = latency_s(sent, action.tier, tokens) if latency_s else 0.0
             found[1, row, column] = study.expected_cost_usd(sent, action.tier, tokens)
-            uploaded = [i for i, a in enumerate(call.task.attachments) if a.name in action.modalities]
-            found[2, row, column] = association_norm(turn.associations, uploaded)
+            found[2, row, column] = association_norm(turn.associations, uploaded(call.task.attachments, action))
     return found[0], found[1], found[2]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from sim.cells import resolved
 from sim.policies.base import PolicyOptions
 from sim.policies.threads import one_thread
 from sim.policies.tmo.learned import DECISION_S, NetworkPolicy, check_actions, chosen_budgets
+from sim.run_store import key_of
 from sim.scenario import Scenario
 from sim.study import rates_of, tier_views
 from sim.tmo.card import Card, write_policy
@@ -151,7 +150,7 @@ def _train(
     model = build(plan.learner, vector, multipliers, plan.seed, plan.steps)
     for env in envs:
         env.focus.background = NetworkPolicy(untrained, network_of(model), budgets, env.focus.options)
-    identity = _identity(scenarios, view, reward, plan)
+    identity = identity_of(scenarios, view, reward, plan)
     resumed = checkpoint.restore(out, model, multipliers, identity)
     course = Course(plan, vector, out, identity, on_rollout)
     model.learn(plan.steps - model.num_timesteps, course, reset_num_timesteps=not resumed, log_interval=10**9)
@@ -192,7 +191,6 @@ def unseen(worlds: Sequence[World], policy: NetworkPolicy, episodes: int, seed: 
     )
 
 
-def _identity(scenarios: Sequence[Scenario], view: View, reward: Reward, plan: Plan) -> str:
+def identity_of(scenarios: Sequence[Scenario], view: View, reward: Reward, plan: Plan) -> str:
     """A hash of everything that a training's result depends on."""
-    facts = [*map(resolved, scenarios), asdict(view), asdict(reward), asdict(plan)]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    return key_of(*map(resolved, scenarios), asdict(view), asdict(reward), asdict(plan))
