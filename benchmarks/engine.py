@@ -27,6 +27,7 @@ import typer  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from benchmarks.side_by_side import ratio  # noqa: E402
 from serve.engine.engine import Engine  # noqa: E402
 from serve.generation import ModelSpec  # noqa: E402
 from serve.pair import pair_path  # noqa: E402
@@ -100,11 +101,6 @@ def measure(
             if repeat:
                 rates[name].append(sum(tokens for _, tokens in answers) / spent_s)
     return rates
-
-
-def ratio(rates: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """Median over the repeats of one rate over another."""
-    return statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
 
 
 def summarise(by_batch: Mapping[int, Mapping[str, Sequence[float]]], context: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,11 @@ the same spaces and answers with numbers drawn beforehand: what Stable-Baselines
 
 from __future__ import annotations
 
-import gc
 import json
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +28,7 @@ from stable_baselines3 import PPO  # noqa: E402
 from stable_baselines3.common.base_class import BaseAlgorithm  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv  # noqa: E402
 
+from benchmarks.side_by_side import Candidate, measure, ratio  # noqa: E402
 from sim.loading import load_scenario  # noqa: E402
 from sim.policies.threads import one_thread  # noqa: E402
 from sim.tmo.constraint import Multipliers, Rule  # noqa: E402
@@ -41,8 +40,6 @@ from sim.tmo.observing import Budget, Vector  # noqa: E402
 from sim.tmo.pool import Pool  # noqa: E402
 from sim.tmo.reward import Reward  # noqa: E402
 
-Candidate = Callable[[], int]
-"""Makes some steps and returns how many."""
 AUTHORS_STEPS_PER_S, AUTHORS_TRAINING_STEPS_PER_S = 3_000, 970
 """What TMO's code reached on one CPU thread: its bare environment, and its fastest learner."""
 ENVS, EPISODE = 16, 4
@@ -113,24 +110,6 @@ def learned(model: BaseAlgorithm, steps: int, *, as_ours: bool = True) -> int:
     return model.learn(steps, log_interval=10**9).num_timesteps
 
 
-def measure(runs: Mapping[str, Candidate], repeats: int) -> dict[str, list[float]]:
-    """Steps per CPU second, all candidates in turn in every repeat."""
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    with one_thread():
-        for _ in range(repeats):
-            for name, run in runs.items():
-                gc.collect()
-                began_s = time.process_time()
-                count = run()
-                rates[name].append(count / (time.process_time() - began_s))
-    return rates
-
-
-def ratio(rates: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
-    """Median over the repeats of one rate over another."""
-    return statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
-
-
 def summarise(rates: Mapping[str, Sequence[float]], steps: int) -> dict[str, Any]:
     """The benchmark's result as one JSON object."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -173,8 +152,9 @@ def main(
 ) -> None:
     """Measure the learning environment and a training on it next to Stable-Baselines3 on a trivial environment."""
     runs = candidates(scenario, steps)
-    measure(runs, 1)  # nobody pays for imports and first simulations
-    result = summarise(measure(runs, repeats), steps)
+    with one_thread():
+        measure(runs, 1)  # nobody pays for imports and first simulations
+        result = summarise(measure(runs, repeats), steps)
     print(json.dumps(result, indent=1)) if as_json else Console().print(as_table(result))
 
 

@@ -34,6 +34,7 @@ from rich import box  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from benchmarks.side_by_side import ratio  # noqa: E402
 from serve.app import deployed  # noqa: E402
 from serve.backend import RayServeBackend  # noqa: E402
 from serve.deployments import TierDeployment  # noqa: E402
@@ -187,22 +188,17 @@ def summarise(runs: Mapping[str, Sequence[Timed]], spec: ModelSpec) -> dict[str,
     rates = {name: [run.tokens / run.wall_s for run in each] for name, each in runs.items()}
     cpu_rates = {name: [run.tokens / run.cpu_s for run in each] for name, each in runs.items()}
     (first, *others) = [run for each in runs.values() for run in each]
-    ratios = {f"ratio_{name}": ratio(rates, name) for name in WAYS[1:]}
+    ratios = {f"ratio_{name}": ratio(rates, name, WAYS[0]) for name in WAYS[1:]}
     return {
         "tokens_per_s": {name: statistics.median(each) for name, each in rates.items()},
         **ratios,
-        **{f"cpu_ratio_{name}": ratio(cpu_rates, name) for name in WAYS[1:]},
+        **{f"cpu_ratio_{name}": ratio(cpu_rates, name, WAYS[0]) for name in WAYS[1:]},
         "same_answers": all(run.answers == first.answers for run in others),
         "tokens": first.tokens,
         "parameters": parameters(spec),
         "repeats_tokens_per_s": rates,
         "repeats_tokens_per_cpu_s": cpu_rates,
     }
-
-
-def ratio(rates: Mapping[str, Sequence[float]], name: str) -> float:
-    """Median over the repeats of a way's rate over that of `direct`."""
-    return statistics.median(a / b for a, b in zip(rates[name], rates["direct"], strict=True))
 
 
 def parameters(spec: ModelSpec) -> int:

@@ -7,7 +7,6 @@ as everybody's users have it: on, except where `simulate()` pauses it; what the 
 
 from __future__ import annotations
 
-import gc
 import importlib.metadata
 import json
 import platform
@@ -16,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +29,8 @@ from rich.table import Table  # noqa: E402
 
 from benchmarks.baselines import heap_queue, simpy_queue  # noqa: E402
 from benchmarks.peers import installed_peers  # noqa: E402
+from benchmarks.side_by_side import Candidate, Rates, measure, ratio  # noqa: E402
 from benchmarks.worlds import events_per_subtask, one_device, run_file  # noqa: E402
-
-Candidate = Callable[[], int]
-"""Simulates something and returns of how many subtasks (or requests of one call)."""
-Rates = Mapping[str, Sequence[float]]
-"""Subtasks per CPU second of each candidate, one number a repeat."""
 
 GROWTH_REQUESTS = {"10k": 1_640, "100k": 16_400, "1m": 164_000}
 """Requests that make about so many subtasks, 6.1 each."""
@@ -72,23 +67,9 @@ def _subtasks(records: Any) -> int:
     return len(records.subtasks["request"])
 
 
-def measure(runs: Mapping[str, Candidate], repeats: int) -> dict[str, list[float]]:
-    """Subtasks per CPU second, all candidates in turn in every repeat."""
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            gc.collect()
-            began_s = time.process_time()
-            count = run()
-            rates[name].append(count / (time.process_time() - began_s))
-    return rates
-
-
-def ratio(rates: Rates, ours: str, theirs: str) -> float | None:
-    """Median over the repeats of our rate over theirs; None for a peer that is not installed."""
-    if theirs not in rates:
-        return None
-    return statistics.median(a / b for a, b in zip(rates[ours], rates[theirs], strict=True))
+def ratio_to_peer(rates: Rates, ours: str, theirs: str) -> float | None:
+    """Our rate over theirs; None for a peer that is not installed."""
+    return ratio(rates, ours, theirs) if theirs in rates else None
 
 
 def measure_growth(size: str) -> dict[str, float]:
@@ -140,10 +121,10 @@ def summarise(rates: Rates, sizes: Mapping[str, Mapping[str, float]], requests: 
         "subtasks_per_s": medians["speed"],
         "full_world_subtasks_per_s": medians["full_world"],
         "one_device_subtasks_per_s": medians["one_device"],
-        "ratio_to_simpy": ratio(rates, "speed", "simpy"),
-        "ratio_to_heapq": ratio(rates, "speed", "heapq"),
-        "ratio_to_ciw": ratio(rates, "speed", "ciw"),
-        "ratio_to_dynosim": ratio(rates, "one_device", "dynosim"),
+        "ratio_to_simpy": ratio_to_peer(rates, "speed", "simpy"),
+        "ratio_to_heapq": ratio_to_peer(rates, "speed", "heapq"),
+        "ratio_to_ciw": ratio_to_peer(rates, "speed", "ciw"),
+        "ratio_to_dynosim": ratio_to_peer(rates, "one_device", "dynosim"),
         "growth_10k_to_100k": growth(sizes, "10k", "100k"),
         "growth_100k_to_1m": growth(sizes, "100k", "1m"),
         "peak_rss_bytes": max(size["peak_rss_bytes"] for size in sizes.values()),

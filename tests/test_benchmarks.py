@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.baselines import ARRIVALS_PER_S, SERVERS, SERVICES_PER_S, heap_queue, simpy_queue
 from benchmarks.peers import ciw_queue, installed_peers
-from benchmarks.speed import growth, measure, ratio
+from benchmarks.side_by_side import measure, ratio
+from benchmarks.speed import growth, ratio_to_peer
 from benchmarks.worlds import events_per_subtask, one_device, run_file
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def test_ratios_pair_the_repeats() -> None:
     """A ratio is taken within each repeat, and a peer that is not there gives none."""
     rates = {"ours": [10.0, 50.0, 12.0], "theirs": [20.0, 100.0, 20.0]}
     assert ratio(rates, "ours", "theirs") == 0.5
-    assert ratio(rates, "ours", "absent") is None
+    assert ratio_to_peer(rates, "ours", "absent") is None
     assert set(measure({"one": lambda: 1}, 2)) == {"one"}
 
 

@@ -12,15 +12,8 @@ from sim.policies.hera import policy as hera_policy
 from sim.policies.hera.budget import Budgets, Forecast, Needs, RunningMean, Worth, extra_usd, late_risk, within
 from sim.policies.hera.policy import Hera, HeraOptions
 from tests.policies import IdleSignals, decisions, observation, placed
-from tests.policies.test_hera import Equality, full, text_study
+from tests.policies.test_hera import Said, full, text_study
 from workloads.agent import in_turn
-
-
-class Said(Equality):
-    """Equal but for the first letter, which tells who speaks."""
-
-    def __call__(self, first: str, second: str) -> float:
-        return float(first[2:] == second[2:])
 
 
 @pytest.fixture(autouse=True)

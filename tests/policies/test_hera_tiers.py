@@ -11,7 +11,7 @@ from sim.policies.base import Study, TierView
 from sim.policies.hera import policy as hera_policy
 from sim.policies.hera.policy import Hera, HeraOptions
 from tests.policies import IdleSignals, decisions, observation, placed
-from tests.policies.test_hera import Equality, full, text_study
+from tests.policies.test_hera import Said, full, text_study
 from workloads.agent import conversation_agent, in_turn
 from workloads.backend import ScriptedBackend
 from workloads.errors import InputError
@@ -24,13 +24,6 @@ SMALL, MIDDLE, LARGE = (
 )
 PER_CALL_USD = {"device": 1.0, "box": 3.0, "cloud": 10.0, "phone": 2.0}
 LETTER = {"device": "t", "phone": "t", "box": "m", "cloud": "h"}
-
-
-class Said(Equality):
-    """Alike are texts that are equal but for the first letter, which tells who speaks."""
-
-    def __call__(self, first: str, second: str) -> float:
-        return float(first[2:] == second[2:])
 
 
 @pytest.fixture(autouse=True)

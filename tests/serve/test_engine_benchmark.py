@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.engine import WAYS, measure, ratio, summarise
+from benchmarks.engine import WAYS, measure, summarise
+from benchmarks.side_by_side import ratio
 from serve.generation import ModelSpec
 from serve.slm import CausalLM
 from tests.serve.tiny_models import tiny_model
