@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sim.tmo.actions import Action
-from sim.tmo.observing import Budget, Vector, View
+from sim.tmo.observing import Budget, View
 from sim.tmo.reward import Reward
 from workloads.errors import InputError
 
 CARD, WEIGHTS = "policy.json", "policy.safetensors"
 _TRAIN = "Train one with `run_sim.py train`, or name a policy that ships with Isthmus"
-Matrix = npt.NDArray[np.float32]
+Numbers = npt.NDArray[Any]
+"""float32 as trained, or float64 to evaluate in."""
 
 
 class Network(NamedTuple):
@@ -28,10 +29,10 @@ class Network(NamedTuple):
     The outputs are a learner's preferences for the actions: logits, or values.
     """
 
-    layers: tuple[tuple[Matrix, Matrix], ...]
+    layers: tuple[tuple[Numbers, Numbers], ...]
     activation: str
 
-    def __call__(self, vector: Vector) -> Vector:
+    def __call__(self, vector: Numbers) -> Numbers:
         """The outputs, shape (actions,), for an observation of shape (width,); or (n, actions) for (n, width)."""
         *hidden, (weights, bias) = self.layers
         for inner, offset in hidden:

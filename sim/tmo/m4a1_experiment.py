@@ -15,7 +15,15 @@ from typing import NamedTuple
 import numpy as np
 
 from sim.tmo.authors import Evaluated, Setting, evaluated, values_of
-from sim.tmo.authors_learning import LEARNERS, REPORT_EVERY, Network, policy_of, trained, training_key
+from sim.tmo.authors_learning import (
+    LEARNERS,
+    REPORT_EVERY,
+    load_network,
+    policy_of,
+    save_network,
+    trained,
+    training_key,
+)
 from sim.tmo.logged import FloatArray, Layout, LoggedTurns, authors_split, fold, read_m4a1
 from sim.tmo.off_policy import LEAST_TURNS, Behaviour, Judged, Part, judged
 from sim.tmo.recorded_walk import RecordedWalk
@@ -88,8 +96,8 @@ class Experiment:
             if not path.exists():
                 done = progress(f"{name}, {split.name}", self.steps // REPORT_EVERY)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                trained(learner, environment, split.seed, self.steps, done).save(path)
-            yield name, policy_of(Network.load(path), setting, budgets=budgets)
+                save_network(trained(learner, environment, split.seed, self.steps, done), path)
+            yield name, policy_of(load_network(path), setting, budgets=budgets)
 
     def evaluations(self, splits: Sequence[Split], progress: Progress) -> list[Row]:
         """The authors' evaluation of every policy on every split, by their table and by one of the held-out dialogues."""

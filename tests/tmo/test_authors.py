@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from sim.tmo.authors import Setting, evaluated, values_of
-from sim.tmo.authors_learning import Network, policy_of, trained
+from sim.tmo.authors_learning import load_network, policy_of, save_network, trained
 from sim.tmo.logged import Layout, LoggedTurns, authors_split, fold, read_m4a1
 from sim.tmo.recorded_walk import RecordedWalk, observed
 from sim.tmo.responses import NearestNeighbours
@@ -157,12 +157,12 @@ def test_a_trained_policy_is_kept_without_pickle(learner: str, turns: LoggedTurn
     )
     algorithm.learn(300)
     theirs, _ = algorithm.predict(turns.features[:, :25].astype(np.float32), deterministic=True)
-    network.save(tmp_path / "policy.npz")
-    ours = policy_of(Network.load(tmp_path / "policy.npz"), setting)(turns.features).argmax(axis=1)
+    save_network(network, tmp_path / "policy.npz")
+    ours = policy_of(load_network(tmp_path / "policy.npz"), setting)(turns.features).argmax(axis=1)
     assert np.mean(ours == theirs) > 0.99
     (tmp_path / "broken.npz").write_bytes(b"no zip")
     with pytest.raises(InputError, match="is no saved policy"):
-        Network.load(tmp_path / "broken.npz")
+        load_network(tmp_path / "broken.npz")
 
 
 def test_a_setting_that_cannot_be_is_refused() -> None:
