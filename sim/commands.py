@@ -150,15 +150,16 @@ def estimators(
     from sim.loading import load_scenario
     from sim.policies.hera.trained import PACKAGED, read_card
     from sim.policies.hera.training import Plan
+    from sim.profiling import scenario_study
     from sim.progress import step_progress
 
-    loaded = load_scenario(scenario, settings or [])
+    study = scenario_study(load_scenario(scenario, settings or []))
     folder = PACKAGED.get(str(out), out) if judge else out
     with step_progress(Console(stderr=True)) as progress:
         if judge:
-            judged = list(evaluate_on(loaded, folder, fine_tune_every, progress))
+            judged = list(evaluate_on(study, folder, fine_tune_every, progress))
         else:
-            train_on(loaded, threshold, Plan(encoder, decoder, seed=seed), requests, family, folder, progress)
+            train_on(study, threshold, Plan(encoder, decoder, seed=seed), requests, family, folder, progress)
     card = read_card(folder)
     if judge:
         Console().print(accuracy_table(card, judged))

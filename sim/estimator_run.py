@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from sim.loading import LoadedScenario
 from sim.policies.base import Study
 from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.evaluation import Accuracies, accuracies
@@ -18,20 +17,18 @@ from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.trained import Card, load_models, read_card, read_models
 from sim.policies.hera.training import Plan, Progress, fine_tune, train_estimators
 from sim.policies.trees import training_of
-from sim.profiling import scenario_study, training_requests
 from workloads.errors import InputError, suggest
 from workloads.task import Task
 
 
 def train_on(
-    loaded: LoadedScenario, threshold: float, plan: Plan, requests: int | None, families: list[str] | None, out: Path,
-    progress: Progress,
+    study: Study, threshold: float, plan: Plan, requests: int | None, families: list[str] | None, out: Path, progress: Progress
 ) -> Card:  # fmt: skip
     """Train on the first `requests` training requests (None: on all) of these families (None: of all); writes them into `out`.
 
-    Raises InputError where the scenario names no training requests, or none of a family.
+    Raises InputError where the study has no training requests, or none of a family.
     """
-    training = training_requests(loaded)
+    training = training_of(study, "hera")
     known = sorted({task.family for task in training.tasks})
     for family in families or ():
         if family not in known:
@@ -51,8 +48,8 @@ class Judged(NamedTuple):
     accuracies: Accuracies
 
 
-def evaluate_on(loaded: LoadedScenario, folder: Path, fine_tune_every: int, progress: Progress) -> Iterator[Judged]:
-    """Judge trained estimators on what they learned, on the scenario's own requests, and on families they do not know.
+def evaluate_on(study: Study, folder: Path, fine_tune_every: int, progress: Progress) -> Iterator[Judged]:
+    """Judge trained estimators on what they learned, on the study's own requests, and on families they do not know.
 
     Then with fine-tuning: before each block of `fine_tune_every` own requests but the first, on the block before; beside it the same
     blocks without. Raises InputError where `folder` holds no estimators.
@@ -69,7 +66,6 @@ def evaluate_on(loaded: LoadedScenario, folder: Path, fine_tune_every: int, prog
     def known(task: Task) -> bool:
         return task.family in card.families
 
-    study = scenario_study(loaded)
     training, own = _only(training_of(study, "hera"), known), each_once(study)
     models = load_models(folder)
     kinds = {

@@ -32,11 +32,11 @@ from sim.study import study_of
 from sim.workload import build_workload
 from tests.conftest import ROOT
 from tests.policies import decisions
+from tests.serve.tiny_models import tiny_encoder
 from workloads.agent import in_turn
 from workloads.errors import InputError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-PLAN = Plan(PACKAGED_ENCODER, "pair/slm", request_epochs=1, distance_epochs=1, decoder_epochs=2, most_distances=100)
+pytestmark = pytest.mark.slow
 
 SIMILARITY = EmbeddingSimilarity(PACKAGED_ENCODER)
 
@@ -58,10 +58,17 @@ def profile(study: Study) -> Profile:
 
 
 @pytest.fixture(scope="module")
-def folder(profile: Profile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A tiny encoder of our own: the packaged one is six layers, and the shipped estimators are made from it."""
+    encoder = tiny_encoder(tmp_path_factory.mktemp("encoder"))
+    return Plan(str(encoder), "pair/slm", request_epochs=1, distance_epochs=1, decoder_epochs=2, most_distances=100)
+
+
+@pytest.fixture(scope="module")
+def folder(profile: Profile, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained estimators."""
     out = tmp_path_factory.mktemp("estimators") / "pair"
-    train_estimators(profile, PACKAGED_ENCODER, 0.7, PLAN, out, lambda name, steps: lambda: None)
+    train_estimators(profile, PACKAGED_ENCODER, 0.7, plan, out, lambda name, steps: lambda: None)
     return out
 
 
@@ -97,7 +104,7 @@ def test_decompositions_are_the_small_models_way_to_the_large_ones_step(profile:
     assert 0 < ways < len(rows)
 
 
-def test_an_interrupted_training_goes_on(profile: Profile, tmp_path: Path) -> None:
+def test_an_interrupted_training_goes_on(profile: Profile, plan: Plan, tmp_path: Path) -> None:
     """What was trained before is not trained again; another plan begins anew."""
     begun = list[str]()
 
@@ -107,18 +114,18 @@ def test_an_interrupted_training_goes_on(profile: Profile, tmp_path: Path) -> No
             raise KeyboardInterrupt
         return lambda: None
 
-    def train(plan: Plan, progress: Progress) -> None:
+    def train(plan: Plan, progress: Progress = interrupted) -> None:
         train_estimators(profile, PACKAGED_ENCODER, 0.7, plan, tmp_path / "out", progress)
 
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN, interrupted)
+        train(plan)
     assert begun == ["small", "large", "parts", "request"]
     assert not (tmp_path / "out").exists()
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN, interrupted)
+        train(plan)
     assert begun[4:] == ["request"]
     with pytest.raises(KeyboardInterrupt):
-        train(PLAN._replace(seed=2), interrupted)
+        train(plan._replace(seed=2))
     assert begun[5:] == ["small", "large", "parts", "request"]
 
 
@@ -135,9 +142,9 @@ def test_training_lowers_the_loss_and_leaves_a_card(folder: Path, profile: Profi
     assert sum(path.stat().st_size for path in files) < 10e6
 
 
-def test_the_same_training_gives_the_same_weights(folder: Path, profile: Profile, tmp_path: Path) -> None:
+def test_the_same_training_gives_the_same_weights(folder: Path, profile: Profile, plan: Plan, tmp_path: Path) -> None:
     """To the bit."""
-    train_estimators(profile, PACKAGED_ENCODER, 0.7, PLAN, tmp_path / "again", lambda name, steps: lambda: None)
+    train_estimators(profile, PACKAGED_ENCODER, 0.7, plan, tmp_path / "again", lambda name, steps: lambda: None)
     for path in folder.rglob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "again" / path.relative_to(folder)).read_bytes(), path.name
 
@@ -163,7 +170,9 @@ def test_the_policy_decides_by_them(folder: Path, study: Study) -> None:
     assert {step.reason.split()[0] for step in made[0].values()} <= {"urc", "sse", "sle", "cd", "sd", "large"}
 
 
-def test_estimators_that_do_not_fit_are_refused(folder: Path, profile: Profile, study: Study, tmp_path: Path) -> None:
+def test_estimators_that_do_not_fit_are_refused(
+    folder: Path, profile: Profile, plan: Plan, study: Study, tmp_path: Path
+) -> None:
     """Another pair, another family, missing weights, no card, a card that is none, an empty profile: one message each."""
 
     def refused(where: Path, words: str, of: Study = study) -> None:
@@ -186,5 +195,5 @@ def test_estimators_that_do_not_fit_are_refused(folder: Path, profile: Profile, 
     refused(tmp_path / "nowhere", "no trained estimators")
     with pytest.raises(InputError, match="holds nothing to learn from"):
         train_estimators(
-            profile._replace(requests=()), PACKAGED_ENCODER, 0.7, PLAN, tmp_path / "x", lambda name, steps: lambda: None
+            profile._replace(requests=()), PACKAGED_ENCODER, 0.7, plan, tmp_path / "x", lambda name, steps: lambda: None
         )

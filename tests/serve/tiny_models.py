@@ -49,6 +49,22 @@ def tiny_model(
     return folder
 
 
+def tiny_encoder(folder: Path, seed: int = 0) -> Path:
+    """Write a random BERT of 13 thousand weights with the same tokenizer into `folder` (made if absent) and return it."""
+    import torch
+    from transformers import AutoModel, BertConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = BertConfig(
+        vocab_size=tiny_tokenizer(folder), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=256, initializer_range=0.4,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def tiny_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> int:
     """Write a byte-level tokenizer into `folder`; returns the size of its vocabulary (262)."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
