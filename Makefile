@@ -18,10 +18,10 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo hera test check static check-format check-lint check-types check-imports format clean clean-venv
+.PHONY: help venv demo hera hera-profiling test check static check-format check-lint check-types check-imports format clean clean-venv
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP)  ## create .venv with everything installed (again when pyproject.toml or constraints.txt change)
 
@@ -35,6 +35,16 @@ hera: $(STAMP)  ## every experiment of docs/hera.md, under an hour on 2 cores; g
 	@$(PY) run_sim.py estimators scenarios/hera.yaml --judge --out pair
 	@for name in $(HERA); do $(PY) run_sim.py run scenarios/$$name.yaml || exit; done
 	@test -z "$$ISTHMUS_DATA" || $(PY) run_sim.py run scenarios/hera_networks.yaml
+
+comma := ,
+PROFILED := 50 100 250
+PROFILED_POLICY := {policy: hera, components: urc+sse, tau_request: 0.8, kappa_step: 0, kappa: [0.9, 0.95, 0.99], \
+    estimators: [$(foreach n,$(PROFILED),results/estimators/$(n)$(comma)) pair]}
+
+hera-profiling: $(STAMP)  ## HERA with estimators trained on few requests: a quarter of an hour on 2 cores
+	@for n in $(PROFILED); do test -d results/estimators/$$n || \
+	    $(PY) run_sim.py estimators scenarios/hera.yaml --requests $$n --out results/estimators/$$n || exit; done
+	@$(PY) run_sim.py run scenarios/hera_profiling.yaml --set "policies.2=$(PROFILED_POLICY)"
 
 test: $(STAMP)  ## the whole test suite, slow tests included; PYTEST_ARGS="-k name" narrows it
 	@$(PY) $(PYTEST) $(PYTEST_ARGS)
