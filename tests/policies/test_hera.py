@@ -198,6 +198,9 @@ def test_a_decision_costs_what_it_looked_at() -> None:
     # 1 (URC) + 2 (SSE) + 1 (DP) + 1 (SLE's comparison); one prediction for SSE, one more for the second small subtask
     assert made[0, 0].decision_s == pytest.approx(5.0 + 200.0)
     assert (made[0, 1].decided, made[0, 1].decision_s) == (False, 0.0)
+    beside = prepared(study, components="urc+sse+sle", embedding_s=1.0, beside_s=0.25, prediction_s=100.0)
+    # only SSE's two texts are new together
+    assert decisions(beside, study)[0, 0].decision_s == pytest.approx(4.25 + 200.0)
 
 
 def test_what_nobody_recorded_goes_large() -> None:

@@ -27,19 +27,20 @@ class Verdict(NamedTuple):
 class Effort:
     """What a decision takes: texts embedded, each once a request (`embedded` are those by now), and subtasks predicted.
 
-    The predictors of the two models are adapters of one decoder and write side by side: both count as one prediction.
+    `embeddings` counts the encoder's passes, `beside` the second texts that go through it beside a first. The predictors of the two models are adapters of one decoder and write side by side: both count as one prediction.
     """
 
     def __init__(self, embedded: set[str], similarity: EmbeddingSimilarity) -> None:
         self._embedded, self._similarity = embedded, similarity
         self.kappa = math.inf
-        self.embeddings = self.predictions = 0
+        self.embeddings = self.beside = self.predictions = 0
 
     def similar(self, first: str, second: str) -> bool:
         """Whether two texts are alike; equal ones are without a look at them."""
         if first != second:
             fresh = {first, second} - self._embedded
-            self.embeddings += len(fresh)
+            self.embeddings += len(fresh) > 0
+            self.beside += len(fresh) > 1
             self._embedded |= fresh
         return self.alike(first, second)
 

@@ -62,5 +62,8 @@ class HeraOptions(PolicyOptions):
     """What missing the request's deadline counts for in that difference, $: the risk of it is estimated for either tier."""
     embedding_s: NonNegative = 0.012
     """Time to embed one text, s (about 82 texts/s on one CPU thread, measured)."""
+    beside_s: NonNegative | None = None
+    """Time to embed the second of two texts that are compared beside the first, s: .003 in one pass of the encoder, as measured; one after
+    the other unless told."""
     prediction_s: NonNegative | None = None
     """Time in which both predictors, side by side, write one subtask, s; as measured for trained estimators, else none, unless told."""

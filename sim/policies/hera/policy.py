@@ -128,7 +128,7 @@ class Hera(RoutingPolicy):
         Nothing is looked at where the budgets leave no room for the large model anyway.
         """
         if self._forecast is not None and self._budgets.any:
-            shortest_s = 2 * self.options.embedding_s + self._prediction_s
+            shortest_s = self.options.embedding_s + self._beside_s + self._prediction_s
             if within(self._budgets, seen, self._forecast, "large", shortest_s) == "small":
                 return self._placement(seen.small, "budget", effort)
         effort.kappa = self._threshold(seen)
@@ -151,9 +151,15 @@ class Hera(RoutingPolicy):
         told = self.options.prediction_s
         return self._ladder.prediction_s if told is None else float(told)
 
+    @property
+    def _beside_s(self) -> float:
+        told = self.options.beside_s
+        return float(self.options.embedding_s if told is None else told)
+
     def _placement(self, tier: str, reason: str, effort: Effort) -> Placement:
         options = self.options
-        took_s = effort.embeddings * options.embedding_s + effort.predictions * self._prediction_s
+        embedding_s = effort.embeddings * options.embedding_s + effort.beside * self._beside_s
+        took_s = embedding_s + effort.predictions * self._prediction_s
         return Placement(tier, reason, decided=took_s > 0.0, decision_s=options.decision_s + took_s)
 
     def _classify(self, request: _Request, seen: Observation, effort: Effort) -> None:
