@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sim.figures.style import BLUE, ORANGE, VERMILION, legend_below, new_figure, styled, three_digits
+from sim.figures.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, legend_below, new_figure, styled, three_digits
 
 _KNOWN = {
     "optimum": ("black", "-"),
@@ -17,6 +17,8 @@ _KNOWN = {
     "fixed": ("grey", "--"),
 }
 
+_LEARNER = {"optimum": ("black", "-"), "a2c": (GREEN, "-"), "dqn": (PURPLE, "-")}
+_POLICY = {"ppo": "PPO", "a2c": "A2C", "dqn": "DQN"}
 _KEPT = {"chance": (VERMILION, "-"), "zero": (BLUE, "--"), "none": (ORANGE, ":")}
 
 
@@ -46,18 +48,28 @@ def draw_regret(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Share of requests over their budget, and mean reward, by budget: a line per policy and way to keep it.
 
-    `rows` have `policy`, `keep`, `budget`, `over`, `reward` and `interval`.
+    `rows` have `policy`, `keep`, `budget`, `over`, `reward` and `interval`, and the training's `seed` where there is one.
     """
     figure = new_figure("Budgets of each dialogue: how often they are broken, and what is earned", 4.0)
     left, right = figure.subplots(1, 2)
     handles: list[Any] = []
-    for name in dict.fromkeys((row["policy"], row["keep"]) for row in rows):
+    first = next((row["seed"] for row in rows if "seed" in row), None)
+    for name in dict.fromkeys((row["policy"], row["keep"], row.get("seed", first)) for row in rows):
+        policy, keep, seed = name
         own = sorted(
-            (row for row in rows if (row["policy"], row["keep"]) == name), key=lambda row: float(row["budget"])
+            (row for row in rows if (row["policy"], row["keep"], row.get("seed", first)) == name),
+            key=lambda row: float(row["budget"]),
         )
-        colour, line = ("black", "-") if name[0] == "optimum" else _KEPT.get(name[1], ("grey", "-"))
-        marker = {"a2c": "s", "dqn": "^"}.get(name[0], "o")
-        look = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4, "label": ", ".join(name)}
+        colour, line = _LEARNER.get(policy) or _KEPT.get(keep, ("grey", "-"))
+        marker = {"a2c": "s", "dqn": "^"}.get(policy, "o")
+        label = f"{_POLICY.get(policy, policy)}, {keep}" + ("" if seed == first else f", seed {seed}")
+        look = {
+            "color": colour,
+            "linestyle": line if seed == first else "-.",
+            "marker": marker,
+            "markersize": 4,
+            "label": label,
+        }
         budgets = [1000 * row["budget"] for row in own]
         handles += left.plot(budgets, [100 * row["over"] for row in own], **look)
         right.errorbar(budgets, [row["reward"] for row in own], [row["interval"] for row in own], capsize=2, **look)
@@ -73,21 +85,25 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_matrix(rows: Sequence[Mapping[str, Any]], most: float = 0.05) -> Figure:
     """Reward by where a policy was trained (down) and tested (across), with the share of requests over budget below each number.
 
-    `rows` have `trained`, `tested`, `reward` and `over`. Where more than a share `most` is over, the reward is not coloured but grey.
+    `rows` have `trained`, `tested`, `reward` and `over`; `seed` where there are several trainings, and `unseen` where no policy was trained
+    on what is tested. Where more than a share `most` is over, the reward is not coloured but grey.
     """
-    trained, tested = (list(dict.fromkeys(row[name] for row in rows)) for name in ("trained", "tested"))
+    first = rows[0].get("seed")
+    names = [row["trained"] + ("" if row.get("seed") == first else f", seed {row['seed']}") for row in rows]
+    trained, tested = list(dict.fromkeys(names)), list(dict.fromkeys(row["tested"] for row in rows))
+    known = len({row["tested"] for row in rows if not row.get("unseen")})
     reward = np.full((len(trained), len(tested)), np.nan)
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         if row["over"] <= most:
-            reward[trained.index(row["trained"]), tested.index(row["tested"])] = row["reward"]
+            reward[trained.index(name), tested.index(row["tested"])] = row["reward"]
     figure = new_figure(
         "Reward where a policy was trained and where not, and dialogues over budget", 1.5 + 0.55 * len(trained)
     )
     axes = figure.add_subplot()
     axes.set_facecolor("lightgrey")
     middle = float(np.nanmean(reward)) if np.isfinite(reward).any() else 0.0
-    for row in rows:
-        place = trained.index(row["trained"]), tested.index(row["tested"])
+    for name, row in zip(names, rows, strict=True):
+        place = trained.index(name), tested.index(row["tested"])
         colour = "white" if reward[place] > middle else "black"
         text = f"{three_digits(row['reward'])}\n{row['over']:.1%} over"
         axes.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=colour)
@@ -95,6 +111,9 @@ def draw_matrix(rows: Sequence[Mapping[str, Any]], most: float = 0.05) -> Figure
     axes.set_xticks(range(len(tested)), [name.removeprefix("link=") for name in tested])
     axes.set_yticks(range(len(trained)), [name.removeprefix("link=") for name in trained])
     axes.set_xlabel(f"tested on (grey: more than {most:.0%} over)")
+    if known < len(tested):
+        axes.axvline(known - 0.5, color="black", linewidth=1.5)
+        axes.set_title("right of the line: links that nobody was trained on", loc="right")
     axes.set_ylabel("trained on")
     axes.grid(visible=False)
     return figure

@@ -46,16 +46,16 @@ def train_policy(loaded: LoadedScenario, wishes: Wishes, out: Path, console: Con
     Raises InputError for anything that cannot be trained.
     """
     scenario = loaded.scenario
-    keep = _one_of("--keep", wishes.keep, get_args(Keep))
+    keep = one_of("--keep", wishes.keep, get_args(Keep))
     budgets = [parsed_budget(text) for text in wishes.budgets]
-    parts = [_one_of("--parts", part, PARTS) for part in wishes.parts.split(",")]
+    parts = [one_of("--parts", part, PARTS) for part in wishes.parts.split(",")]
     reward = parsed_reward(wishes.reward, constrained=bool(budgets))
     rule = Rule(keep, wishes.tolerance)  # type: ignore[arg-type]
     view = view_of(scenario, loaded.path, parts, budgets, wishes.most)
     from sim.tmo.learning.learners import LEARNERS
     from sim.tmo.learning.training import Plan, train
 
-    learner = _one_of("--learner", wishes.learner, LEARNERS)
+    learner = one_of("--learner", wishes.learner, LEARNERS)
     plan = Plan(learner, wishes.steps, wishes.seed, rule, evaluation_episodes=wishes.episodes)
     with TrainingProgress(console, wishes.steps) as progress:
         return train(
@@ -63,7 +63,8 @@ def train_policy(loaded: LoadedScenario, wishes: Wishes, out: Path, console: Con
         )
 
 
-def _one_of(option: str, value: str, allowed: Any) -> str:
+def one_of(option: str, value: str, allowed: Any) -> str:
+    """The value where it is one of those allowed; raises InputError with the nearest name."""
     if value not in allowed:
         raise InputError(option, f"there is no {value!r}", suggest(value, allowed))
     return value
@@ -72,7 +73,7 @@ def _one_of(option: str, value: str, allowed: Any) -> str:
 def parsed_budget(text: str) -> Budget:
     """ITEM=VALUE, or ITEM=LOW:HIGH for a policy that keeps any budget between them."""
     item, _, numbers = text.partition("=")
-    _one_of("--budget", item, COST_ITEMS)
+    one_of("--budget", item, COST_ITEMS)
     low, _, high = numbers.partition(":")
     try:
         budget = Budget(item, float(low), float(high or low))
@@ -92,7 +93,7 @@ def parsed_reward(settings: Sequence[str], *, constrained: bool) -> Reward:
     changes: dict[str, Any] = {}
     for text in settings:
         name, _, value = text.partition("=")
-        _one_of("--reward", name, names)
+        one_of("--reward", name, names)
         try:
             if isinstance(names[name], tuple):
                 low, _, high = value.partition(":")

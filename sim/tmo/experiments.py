@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,12 +161,13 @@ def _mean_reward(judged: Judged) -> float:
 
 
 def budgets(
-    trial: Trial, asked: Sequence[float], keeps: Sequence[Keep], learners: Sequence[str]
+    trial: Trial, asked: Sequence[float], keeps: Sequence[Keep], learners: Sequence[str], seeds: Sequence[int] = (1,)
 ) -> Iterator[dict[str, Any]]:
     """For each budget that every request should keep: each way to keep it with PPO, then each further learner, kept by chance.
 
     `over` and `excess` (the mean of what is over, as a share of the budget) are of all requests. The first row is the optimum that keeps
-    the budget but for the rule's tolerance of requests. What keeps no budget is trained once.
+    the budget but for the rule's tolerance of requests. Each policy is trained once for every one of `seeds`; what keeps no budget
+    is the same one for all of them.
     """
     scenario, rule = trial.loaded.scenario, Rule()
     for budget in asked:
@@ -174,37 +176,51 @@ def budgets(
         )
         yield {**optimum.row("optimum", budget), "keep": f"{rule.tolerance:.0%} over", "share": 1.0}
         ways: list[tuple[str, Keep]] = [("ppo", keep) for keep in keeps]
-        for learner, keep in [*ways, *((learner, "chance") for learner in learners)]:
+        ways += [(learner, "chance") for learner in learners]
+        for (learner, keep), seed in product(ways, seeds):
             seen = max(asked) if keep == "none" else budget
-            folder = trial.trained([scenario], seen, keep=keep, learner=learner)
+            folder = trial.trained([scenario], seen, keep=keep, learner=learner, seed=seed)
             found = trial.judged(scenario, "tmo", weights=folder)
-            row = {**found.row(learner, budget), "keep": keep}
+            row = {**found.row(learner, budget), "keep": keep, "seed": seed}
             multiplier = read_policy(Path(folder))[0].multipliers[0][0]
             yield {**row, "share": float(found.reward.mean() / optimum.reward.mean()), "multiplier": multiplier}
 
 
-def networks(trial: Trial, budget: float) -> Iterator[dict[str, Any]]:
-    """Trained on each point of the scenario's sweep and tested on every other, kept by each request (chance); then on all together.
+def networks(
+    trial: Trial, budget: float, unseen: Trial | None = None, seeds: Sequence[int] = (1,)
+) -> Iterator[dict[str, Any]]:
+    """Trained on each point of the scenario's sweep and on all together, tested on every one; each request keeps the budget (chance).
 
     `trained` is a point's label, `all` for the policy that was trained on all of them and sees the network, `all, blind` for the one that
     does not see it. Rows of `all` have in `over_blind` how much more it earns than that one where both keep the budget (`alike`), and in
-    `kept_over_blind` how much more where a request over budget earns nothing.
+    `kept_over_blind` how much more where a request over budget earns nothing. Both are trained once for every one of `seeds` (`seed`), the
+    others under the first. The points of `unseen` are tested on as well, and nobody is trained on them.
     """
-    points: Mapping[str, Scenario] = {variant.label: variant.scenario for variant in trial.loaded.variants}
+    points = {variant.label: variant.scenario for variant in trial.loaded.variants}
+    tests = [(trial, label, scenario) for label, scenario in points.items()]
+    if unseen is not None:
+        tests += [(unseen, variant.label, variant.scenario) for variant in unseen.loaded.variants]
     everywhere = list(points.values())
-    wanted = {"all, blind": (everywhere, BLIND), "all": (everywhere, DEFAULT_PARTS)}
-    wanted |= {label: ([scenario], DEFAULT_PARTS) for label, scenario in points.items()}
-    blind: dict[str, Judged] = {}
-    for trained, (scenarios, seen) in wanted.items():
-        weights = trial.trained(scenarios, budget, keep="chance", parts=seen)
-        for tested, scenario in points.items():
-            found = trial.judged(scenario, "tmo", weights=weights)
-            row = {**found.row("tmo", budget), "trained": trained, "tested": tested}
+    sights = {"all, blind": BLIND, "all": DEFAULT_PARTS}
+    wanted = [(name, everywhere, sight, seed) for seed in seeds for name, sight in sights.items()]
+    wanted += [(label, [scenario], DEFAULT_PARTS, seeds[0]) for label, scenario in points.items()]
+    blind: dict[tuple[str, int], Judged] = {}
+    for trained, scenarios, seen, seed in wanted:
+        weights = trial.trained(scenarios, budget, keep="chance", parts=seen, seed=seed)
+        for judge, tested, scenario in tests:
+            found = judge.judged(scenario, "tmo", weights=weights)
+            row = {
+                **found.row("tmo", budget),
+                "trained": trained,
+                "seed": seed,
+                "tested": tested,
+                "unseen": judge is not trial,
+            }
             if trained == "all":
-                plain = trial.judged(scenario, "tmo-fixed", action=1)
-                row["over_blind"] = difference(*alike(found, blind[tested], plain, budget, Rule().tolerance))
-                row["kept_over_blind"] = difference(kept(found, budget), kept(blind[tested], budget))
-            blind.setdefault(tested, found)
+                plain, other = judge.judged(scenario, "tmo-fixed", action=1), blind[tested, seed]
+                row["over_blind"] = difference(*alike(found, other, plain, budget, Rule().tolerance))
+                row["kept_over_blind"] = difference(kept(found, budget), kept(other, budget))
+            blind.setdefault((tested, seed), found)
             yield row
 
 

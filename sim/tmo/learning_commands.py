@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -22,6 +22,10 @@ learning = typer.Typer()
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for results and trained policies.")]
 Steps = Annotated[int, typer.Option(min=1, help="Turns that each policy learns from.")]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option("--seed", min=1, help="Seed of a training; repeatable: one training for each; default: 1."),
+]
 BUDGETS = Annotated[
     list[float] | None,
     typer.Option("--budget", help="Mean $ a request may cost; repeatable; default: 0.006, 0.008, 0.01."),
@@ -60,16 +64,27 @@ def budgets(
         list[float] | None,
         typer.Option("--budget", help="$ a request may cost; repeatable; default: 0.006, 0.009, 0.013."),
     ] = None,
-    learner: Annotated[list[str] | None, typer.Option(help="Besides PPO: a2c or dqn; repeatable.")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="How PPO keeps it; repeatable; default: chance, zero and none.")
+    ] = None,
+    learner: Annotated[
+        list[str] | None, typer.Option(help="Besides PPO: a2c or dqn, kept by chance; repeatable.")
+    ] = None,
     steps: Steps = 20_000,
+    seed: Seeds = None,
 ) -> None:
     """How often a budget of every request is broken: kept by a multiplier, by the authors' zero reward, and not kept."""
     from sim.figures.learning import draw_budgets
+    from sim.tmo.command import one_of
+    from sim.tmo.constraint import Keep
     from sim.tmo.experiments import budgets as rows_of
 
+    keeps: Any = [one_of("--keep", name, get_args(Keep)) for name in keep or ("chance", "zero", "none")]
     trial = trial_of(scenario, settings, out, "total_usd", steps)
-    rows = rows_of(trial, budget or (0.006, 0.009, 0.013), ("chance", "zero", "none"), learner or ())
-    columns = ("policy", "keep", "budget", "reward", "interval", "share", "cost", "over", "excess", "multiplier")
+    rows = rows_of(trial, budget or (0.006, 0.009, 0.013), keeps, learner or (), seed or (1,))
+    columns = (
+        "policy", "keep", "seed", "budget", "reward", "interval", "share", "cost", "over", "excess", "multiplier"
+    )  # fmt: skip
     _report(trial, "budgets", rows, columns, "Budgets that every request should keep", draw_budgets)
 
 
@@ -79,16 +94,24 @@ def networks(
     settings: Settings = None,
     out: Out = _RESULTS,
     budget: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 20.0,
+    unseen: Annotated[
+        Path | None,
+        typer.Option(metavar="SCENARIO", help="Test on these networks, too; none is trained on them."),
+    ] = None,
     steps: Steps = 20_000,
+    seed: Seeds = None,
 ) -> None:
     """Trained on one network, tested on another; and what it is worth to see the network."""
     from sim.figures.learning import draw_matrix
     from sim.tmo.experiments import networks as rows_of
 
     trial = trial_of(scenario, settings, out, "latency_s", steps)
-    columns = ("trained", "tested", "reward", "interval", "cost", "over", "excess", "over_blind", "kept_over_blind")
+    further = None if unseen is None else trial_of(unseen, None, out, "latency_s", steps)
+    columns = (
+        "trained", "seed", "tested", "reward", "interval", "cost", "over", "excess", "over_blind", "kept_over_blind"
+    )  # fmt: skip
     title = f"Reward where requests may take {budget:g} s"
-    _report(trial, "networks", rows_of(trial, budget), columns, title, draw_matrix)
+    _report(trial, "networks", rows_of(trial, budget, further, seed or (1,)), columns, title, draw_matrix)
 
 
 @learning.command()
