@@ -1,4 +1,4 @@
-"""What learned policies reach: against the optimum by budget, and from one network to another."""
+"""What learned policies reach: against the optimum by budget, from one network to another, and on larger dialogues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sim.figures.style import BLUE, GREEN, ORANGE, PURPLE, VERMILION, legend_below, new_figure, styled, three_digits
+from sim.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    legend_below,
+    new_figure,
+    styled,
+    three_digits,
+)
 
 _KNOWN = {
     "optimum": ("black", "-"),
@@ -19,6 +30,7 @@ _KNOWN = {
 
 _LEARNER = {"optimum": ("black", "-"), "a2c": (GREEN, "-"), "dqn": (PURPLE, "-")}
 _POLICY = {"ppo": "PPO", "a2c": "A2C", "dqn": "DQN"}
+_SCALED = {"table": (SKY, "s"), "greedy": (ORANGE, "o"), "PPO": (VERMILION, "D")}
 _KEPT = {"chance": (VERMILION, "-"), "zero": (BLUE, "--"), "none": (ORANGE, ":")}
 
 
@@ -105,15 +117,42 @@ def draw_matrix(rows: Sequence[Mapping[str, Any]], most: float = 0.05) -> Figure
     for name, row in zip(names, rows, strict=True):
         place = trained.index(name), tested.index(row["tested"])
         colour = "white" if reward[place] > middle else "black"
-        text = f"{three_digits(row['reward'])}\n{row['over']:.1%} over"
+        text = f"{three_digits(row['reward'])}\n{row['over']:.1%}"
         axes.text(place[1], place[0], text, ha="center", va="center", fontsize=8, color=colour)
     axes.imshow(reward, cmap="Blues", vmin=middle - 1.0, vmax=middle + 0.5, aspect="auto")
-    axes.set_xticks(range(len(tested)), [name.removeprefix("link=") for name in tested])
+    wrap = "-\n" if len(tested) > 8 else "-"  # names of more columns touch
+    axes.set_xticks(range(len(tested)), [name.removeprefix("link=").replace("-", wrap) for name in tested])
     axes.set_yticks(range(len(trained)), [name.removeprefix("link=") for name in trained])
-    axes.set_xlabel(f"tested on (grey: more than {most:.0%} over)")
+    axes.set_xlabel(f"tested on (reward, and the share of dialogues over budget; grey: more than {most:.0%})")
     if known < len(tested):
         axes.axvline(known - 0.5, color="black", linewidth=1.5)
         axes.set_title("right of the line: links that nobody was trained on", loc="right")
     axes.set_ylabel("trained on")
     axes.grid(visible=False)
+    return figure
+
+
+@styled
+def draw_scaling(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """How far each policy gets from chance to the optimum, a line of dots for each kind of dialogue.
+
+    `rows` have `point`, `policy` and `share`; where the optimum is unknown, `share` is missing and nothing is drawn.
+    """
+    points = list(dict.fromkeys(row["point"] for row in rows))
+    figure = new_figure(
+        "From chance to the optimum, by kind of dialogue, with training steps fixed", 1.6 + 0.3 * len(points)
+    )
+    axes = figure.add_subplot()
+    axes.axvline(0.0, color="grey", linewidth=1.0)
+    axes.axvline(100.0, color="black", linewidth=1.0)
+    handles: list[Any] = []
+    for policy, (colour, marker) in _SCALED.items():
+        own = [row for row in rows if row["policy"] == policy and "share" in row]
+        handles += axes.plot(
+            [100 * row["share"] for row in own], [points.index(row["point"]) for row in own], marker, color=colour, markersize=7, label=policy
+        )  # fmt: skip
+    axes.set_yticks(range(len(points)), points)
+    axes.set_ylim(len(points) - 0.5, -0.5)
+    axes.set_xlabel("reward, % of the way from chance (0) to the optimum (100)")
+    legend_below(figure, handles)
     return figure

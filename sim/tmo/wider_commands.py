@@ -61,6 +61,8 @@ def scaling(
     steps: Steps = 30_000,
 ) -> None:
     """What learners reach with more modalities, task categories and turns, with training steps fixed."""
+    from sim.figures.learning import draw_scaling
+    from sim.figures.style import save_figure
     from sim.tmo.scaling import scaling as rows_of
 
     trial = trial_of(scenario, settings, out, "total_usd", steps, seeds=(101,))
@@ -69,6 +71,7 @@ def scaling(
         lambda row: f"{row['point']}, {row['policy']}: {row['reward']:.3f}",
     )  # fmt: skip
     trial.save("scaling", rows)
+    save_figure(draw_scaling(rows), out, "scaling")
     policies = list(dict.fromkeys(row["policy"] for row in rows))
     table = Table(
         "dialogues",

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import run_sim
+from sim.figures.learning import draw_matrix
 from sim.tmo.card import CARD, WEIGHTS
 from sim.tmo.experiments import Judged, alike, difference, kept, mixed
 from tests.tmo.dialogue_world import WORLD
@@ -115,13 +116,20 @@ def test_policies_are_compared_where_both_break_the_budget_equally_often() -> No
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_policy_is_tried_on_every_network(world: Path, tmp_path: Path) -> None:
-    """Those trained on all come first; the one that sees the network is compared on each; a table and a figure."""
-    out = tmp_path / "out"
-    said = command("tmo", "networks", world, "--out", out, "--steps", "512", "--budget", "20")
+    """Those trained on all come first, under each seed, and are compared on each; nobody is trained on what is unseen; table and figure."""
+    out, unseen = tmp_path / "out", tmp_path / "unseen.yaml"
+    unseen.write_text(WORLD.replace("link: wifi", "link: 5g"))
+    options = ("--out", out, "--steps", "512", "--budget", "20", "--seed", "1", "--seed", "2", "--unseen", unseen)
+    said = command("tmo", "networks", world, *options)
     rows = json.loads((out / "networks.json").read_text())
-    policies = ["all, blind", "all", "link=wired", "link=3g"]
-    assert [row["trained"] for row in rows] == [name for name in policies for _ in range(2)]
-    assert [len(row["over_blind"]) for row in rows if row["trained"] == "all"] == [2, 2]
+    policies = [("all, blind", 1), ("all", 1), ("all, blind", 2), ("all", 2), ("link=wired", 1), ("link=3g", 1)]
+    assert [(row["trained"], row["seed"]) for row in rows] == [policy for policy in policies for _ in range(3)]
+    assert [(row["tested"], row["unseen"]) for row in rows[:3]] == [
+        ("link=wired", False),
+        ("link=3g", False),
+        ("base", True),
+    ]
+    assert [len(row["over_blind"]) for row in rows if row["trained"] == "all"] == [2] * 6
     assert "Reward where requests may take 20 s" in said.stdout
     assert (out / "networks.png").exists()
 
@@ -131,7 +139,8 @@ def test_every_policy_is_tried_on_every_network(world: Path, tmp_path: Path) -> 
 def test_every_way_to_keep_a_budget_is_tried(world: Path, tmp_path: Path) -> None:
     """And the optimum, whose tolerance holds exactly; only what learns a multiplier has one."""
     out = tmp_path / "out"
-    command("tmo", "budgets", world, "--out", out, "--steps", "1536", "--budget", "0.006", "--learner", "dqn")
+    asked = ("--out", out, "--steps", "1536", "--budget", "0.006")
+    command("tmo", "budgets", world, *asked, "--learner", "dqn")
     rows = json.loads((out / "budgets.json").read_text())
     assert [(row["policy"], row["keep"]) for row in rows[1:]] == [
         ("ppo", "chance"), ("ppo", "zero"), ("ppo", "none"), ("dqn", "chance")
@@ -139,3 +148,28 @@ def test_every_way_to_keep_a_budget_is_tried(world: Path, tmp_path: Path) -> Non
     assert rows[0]["over"] <= 0.02
     assert [row["multiplier"] > 0.0 for row in rows[1:4]] == [True, False, False]
     assert (out / "budgets.png").exists()
+    command("tmo", "budgets", world, *asked, "--keep", "chance", "--seed", "1", "--seed", "2")
+    again = json.loads((out / "budgets.json").read_text())
+    assert again[:2] == rows[:2]
+    assert [(row["keep"], row["seed"]) for row in again[1:]] == [("chance", 1), ("chance", 2)]
+    assert len(list((out / "policies").glob("ppo-chance-*"))) == 2
+
+
+def test_an_unknown_way_to_keep_a_budget_is_one_message(tmp_path: Path) -> None:
+    """Before anything is trained."""
+    said = command("tmo", "budgets", "--out", tmp_path / "out", "--keep", "chanse", code=2)
+    assert "there is no 'chanse'" in said.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_shows_every_training_and_where_unseen_links_begin() -> None:
+    """A row for each policy and seed, a column for each network, and a line before those that nobody was trained on."""
+    rows = [
+        {"trained": name, "seed": seed, "tested": tested, "unseen": tested == "bus", "reward": 2.0, "over": 0.1 * seed}
+        for name, seed in (("all", 1), ("all", 2), ("link=3g", 1))
+        for tested in ("link=3g", "link=5g", "bus")
+    ]
+    axes = draw_matrix(rows).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["all", "all, seed 2", "3g"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["3g", "5g", "bus"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [1.5]  # type: ignore[index]

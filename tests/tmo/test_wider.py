@@ -97,3 +97,4 @@ def test_scaling_measures_from_chance_to_the_optimum(tmp_path: Path) -> None:
         assert shares[point, "random"] == 0.0
         assert shares[point, "optimum"] == 1.0
         assert shares[point, "greedy"] < 1.1
+    assert (tmp_path / "out" / "scaling.png").stat().st_size > 10_000
