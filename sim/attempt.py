@@ -65,7 +65,7 @@ def attach(call: ModelCall, placement: Placement, tier: TierRuntime, held: Colle
     attachments, wanted = call.task.attachments, placement.modalities
     if wanted:
         _check_modalities(wanted, attachments, tier, placement)
-    if not tier.sees_modalities:
+    if not tier.sees_modalities or (wanted == () and not held):
         return with_attachments(call, ()), 0
     seen = tuple([a for a in attachments if wanted is None or a.name in wanted or a.name in held])
     return with_attachments(call, seen), sum([a.size_bytes for a in seen if a.name not in held])
@@ -120,10 +120,4 @@ def answer_bytes(
     if job.first_token_s != job.first_token_s:  # nobody knows when it began, so nothing has travelled yet
         return total, total
     generating_s = job.finished_s - job.first_token_s
-    return total, max(total / tokens, total - generating_s * _bytes_per_s(down))
-
-
-def _bytes_per_s(route: Route) -> float:
-    """The rate of a route's slowest hop now."""
-    slowest_mbps: float = min(link.rate_mbps for link in route.links)
-    return BYTES_PER_S_PER_MBPS * slowest_mbps
+    return total, max(total / tokens, total - generating_s * (BYTES_PER_S_PER_MBPS * down.rate_mbps))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 BYTES_PER_S_PER_MBPS = 125_000.0
 """1 Mbit/s = 10^6 bit/s = 125 000 byte/s."""
-_CHUNK_INTERVALS = 256
+_CHUNK_INTERVALS = 1024
 _CRUMB_BYTES = 1e-3
 """Rounding may leave such a crumb of a transfer that ends where silence begins; nobody waits out a silence for it."""
 
@@ -199,6 +198,9 @@ class RandomCapacity:
         else:
             log_variance = math.log1p(variance)
             factors = self._rng.lognormal(-log_variance / 2, math.sqrt(log_variance), _CHUNK_INTERVALS)
-        rates: list[float] = (factors * self._mean).tolist()
-        self._rates += rates
-        self._sent += list(accumulate((rate * self._interval_s for rate in rates), initial=self._sent[-1]))[1:]
+        rates = factors * self._mean
+        self._rates += rates.tolist()
+        # Summed up one after the other, as `accumulate` would: NumPy's cumulative sum keeps the order.
+        sent = rates * self._interval_s
+        sent[0] += self._sent[-1]
+        self._sent += np.cumsum(sent).tolist()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple
@@ -23,6 +23,7 @@ from sim.energy import G_PER_TONNE, Quantity, carbon_g, device_energy_j, electri
 from sim.profiles import DeviceProfile, LinkProfile, PriceProfile
 from sim.records import Columns
 from workloads.errors import suggest
+from workloads.task import fast_constructor
 
 LEDGER_ITEMS = (
     "api_input_usd",
@@ -162,6 +163,9 @@ class Charges(NamedTuple, Generic[Quantity]):
         return api_usd + self.transfer_usd + self.energy_usd + self.hardware_usd + self.carbon_usd
 
 
+_charges: Callable[[tuple[Any, ...]], Charges[Any]] = fast_constructor(Charges)
+
+
 def charge(
     rates: TierRates[Quantity],
     prices: PriceProfile,
@@ -184,17 +188,16 @@ def charge(
         rates.energy_up_j_per_byte, rates.energy_down_j_per_byte, upload_bytes, download_bytes
     )
     emitted_g = carbon_g(energy_j, prices.carbon_g_per_kwh)
-    return Charges(
-        api_input_usd=rates.input_usd_per_token * (prompt_tokens - cached_tokens) * served,
-        api_cached_usd=rates.cached_input_usd_per_token * cached_tokens * served,
-        api_output_usd=rates.output_usd_per_token * completion_tokens * served,
-        transfer_usd=rates.transfer_usd_per_byte * (upload_bytes + download_bytes),
-        energy_usd=electricity_usd(energy_j, prices.electricity_usd_per_kwh),
-        hardware_usd=rates.hardware_usd_per_s * device_s,
-        carbon_usd=emitted_g * (prices.carbon_usd_per_tonne / G_PER_TONNE),
-        energy_j=energy_j,
-        carbon_g=emitted_g,
-    )
+    api_input_usd = rates.input_usd_per_token * (prompt_tokens - cached_tokens) * served
+    api_cached_usd = rates.cached_input_usd_per_token * cached_tokens * served
+    api_output_usd = rates.output_usd_per_token * completion_tokens * served
+    transfer_usd = rates.transfer_usd_per_byte * (upload_bytes + download_bytes)
+    energy_usd = electricity_usd(energy_j, prices.electricity_usd_per_kwh)
+    hardware_usd = rates.hardware_usd_per_s * device_s
+    carbon_usd = emitted_g * (prices.carbon_usd_per_tonne / G_PER_TONNE)
+    return _charges((
+        api_input_usd, api_cached_usd, api_output_usd, transfer_usd, energy_usd, hardware_usd, carbon_usd, energy_j, emitted_g,
+    ))  # fmt: skip
 
 
 def decision_charge(decision_s: Quantity, power_w: float, prices: PriceProfile) -> Charges[Quantity]:

@@ -95,6 +95,8 @@ class Fleet:
 
     def estimate_wait_s(self) -> float:
         """The shortest wait among the replicas that are up; 0 if none is, as a refusal is immediate."""
+        if self._single is not None:
+            return self._single.estimate_wait_s() if self._single.up else 0.0
         return min((server.estimate_wait_s() for server in self.servers if server.up), default=0.0)
 
     def _pick(self, job: Job) -> int | None:

@@ -55,6 +55,7 @@ class Link:
         self._jitter = Jitter(jitter, jitter_s, draws) if draws and jitter != "none" and jitter_s else None
         self._loss = PacketLoss(loss, mtu_bytes, draws) if draws and loss else None
         self._impaired = self._jitter is not None or self._loss is not None
+        self._mean_latency_s = self.propagation_s + (self._jitter.mean_s if self._jitter else 0.0)
         self._up = True
         self._bytes = 0.0
         """Bytes of all transfers started, including what those under way have yet to send."""
@@ -135,11 +136,12 @@ class Link:
 
         Looks at the present only. Means stand in for jitter and loss; infinite while the link is down or its rate 0.
         """
-        rate = self.rate_mbps * BYTES_PER_S_PER_MBPS
-        if self.shared and rate:
+        now = self._env.now
+        rate = self._capacity.mbps_at(now) * BYTES_PER_S_PER_MBPS if self._up else 0.0
+        if now < self._free_from_s and self.shared:
             rate /= self.active + 1
-        latency_s = self.propagation_s + (self._jitter.mean_s if self._jitter else 0.0)
-        if self._loss:
+        latency_s = self._mean_latency_s
+        if self._loss and size_bytes:
             latency_s += 2.0 * self.propagation_s * self._loss.mean_rounds(size_bytes)
             size_bytes *= self._loss.bytes_factor
         return latency_s + size_bytes / rate if rate else _INF

@@ -27,6 +27,13 @@ class Route:
         self._here.callbacks = None  # type: ignore[assignment]
 
     @property
+    def rate_mbps(self) -> float:
+        """The rate of the slowest hop now."""
+        if self._only is not None:
+            return self._only.rate_mbps
+        return min(link.rate_mbps for link in self.links)
+
+    @property
     def propagation_s(self) -> float:
         """One-way propagation over all hops."""
         return sum(link.propagation_s for link in self.links)
@@ -48,6 +55,8 @@ class Route:
 
     def estimate_s(self, size_bytes: float) -> float:
         """Seconds a transfer started now would take if nothing changed; see `Link.estimate_s`."""
+        if self._only is not None:
+            return self._only.estimate_s(size_bytes)
         return sum(link.estimate_s(size_bytes) for link in self.links)
 
 

@@ -51,21 +51,23 @@ class LiveSignals:
 
     def charges(self, attempt: SubtaskRow) -> Charges[float]:
         """The bill of an attempt, item by item, with what its decision drew."""
-        service, decision = self._bills(attempt)
-        return Charges(*map(add, service, decision)) if attempt.decision_s else service
+        service = self._service_bill(attempt)
+        return Charges(*map(add, service, self._decision_bill(attempt))) if attempt.decision_s else service
 
     def _charged(self, row: SubtaskRow) -> tuple[float, float]:
-        service, decision = self._bills(row)
+        service, decision = self._service_bill(row), self._decision_bill(row)
         return float(service.total_usd + decision.total_usd), float(service.energy_j + decision.energy_j)
 
-    def _bills(self, row: SubtaskRow) -> tuple[Charges[float], Charges[float]]:
-        """(service and transfer, decision)."""
-        service = charge(
+    def _decision_bill(self, row: SubtaskRow) -> Charges[float]:
+        return decision_charge(row.decision_s, self._home_power_w, self._prices)
+
+    def _service_bill(self, row: SubtaskRow) -> Charges[float]:
+        """Service and transfer."""
+        return charge(
             self._rates[row.tier], self._prices, prompt_tokens=row.prompt_tokens, cached_tokens=row.cached_tokens,
             completion_tokens=row.completion_tokens, upload_bytes=row.upload_bytes, download_bytes=row.download_bytes,
             device_s=row.device_s, served=row.prefill_s > 0 or row.status in ("ok", "escalated"),
         )  # fmt: skip
-        return service, decision_charge(row.decision_s, self._home_power_w, self._prices)
 
 
 class SampledSignals(LiveSignals):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from simpy import Environment, Event
+from simpy import Event
 
 from sim.cost import LEDGER_ITEMS, TierRates, decision_charge, ledger, sla_penalties
 from sim.draws import CommonDraws, component_rng
@@ -28,7 +28,7 @@ from sim.world import World
 class Simulation(NamedTuple):
     """A simulation set up and not yet run; a learning environment steps `env` itself."""
 
-    env: Environment
+    env: FastEnvironment
     world: World
     tiers: dict[str, TierRuntime]
     done: Event

@@ -18,7 +18,7 @@ from workloads.agent import FRAMING_BYTES, Agent, AgentRun
 from workloads.errors import InputError
 from workloads.task import Attachment, Message, ModelCall, Outcome, Task, fast_constructor
 
-_call = fast_constructor(ModelCall)
+_call, _message = fast_constructor(ModelCall), fast_constructor(Message)
 _UNPLACED = tuple(ModelCall._field_defaults.values())[2:]
 """What a call says beyond `tool_s` and `max_tokens`."""
 
@@ -106,11 +106,11 @@ def dialogue_agent(bytes_per_token: float = 4.0, max_tokens: int = 1024) -> Agen
         size_bytes, tokens, scores = FRAMING_BYTES, 0, []
         for position, turn in enumerate(turns):
             asked_bytes = len(turn.question.encode())
-            messages += (Message("user", turn.question),)
+            messages += (_message(("user", turn.question)),)
             size_bytes += asked_bytes + _MESSAGE_BYTES
             tokens += max(1, round(asked_bytes / bytes_per_token))
             done = yield _call((task, position, messages, tokens, size_bytes, 0.0, max_tokens, *_UNPLACED))
-            messages += (Message("assistant", done.text),)
+            messages += (_message(("assistant", done.text)),)
             size_bytes += max(0, done.download_bytes - FRAMING_BYTES) + _MESSAGE_BYTES
             tokens += done.completion_tokens
             scores.append(done.score if done.score == done.score else 0.0)

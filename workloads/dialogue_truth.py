@@ -117,7 +117,10 @@ class Truth:
 
     def score(self, mean: float, key: int, position: int, model: str, now: Sequence[bool]) -> float:
         """A drawn score with this mean."""
-        mask = sum(1 << place for place, is_seen in enumerate(now) if is_seen)
+        mask = 0
+        for place, is_seen in enumerate(now):
+            if is_seen:
+                mask |= 1 << place
         slot = _mixed(_mixed(_mixed(key ^ zlib.crc32(model.encode())) ^ position) ^ mask)
         u, v = (slot & 0xFFFFFFFF) / 2**32, (slot >> 32) / 2**32
         return mean + self.noise * min(mean, 1.0 - mean) * (u + v - 1.0)
@@ -138,14 +141,18 @@ class History(NamedTuple):
     seen: frozenset[str]
 
 
+_history = fast_constructor(History)
+
+
 def history_of(messages: Sequence[Message]) -> History:
     """The history that a conversation with a DialogueBackend tells."""
     last_model, seen = "", set[str]()
-    for message in messages:
-        if message.role == "assistant":
-            last_model, _, names = message.content.partition(": ")[0].partition(" saw ")
-            seen.update(names.split(", ") if names else ())
-    return History(last_model, frozenset(seen))
+    for role, content in messages:
+        if role == "assistant":
+            last_model, _, names = content.partition(": ")[0].partition(" saw ")
+            if names:
+                seen.update(names.split(", "))
+    return _history((last_model, frozenset(seen)))
 
 
 def signature(model: str, names: Sequence[str]) -> str:
@@ -179,22 +186,23 @@ class DialogueBackend:
         position, tokens = call.position, latent.answer_tokens[call.position]
         names = tuple([attachment.name for attachment in seen])
         text = signature(model, names) + turn_of(call).question
-        score = self.truth.score(
-            self.mean(call, model, names), latent.key, position, model, [a.name in names for a in call.task.attachments]
-        )
+        now = [attachment.name in names for attachment in call.task.attachments]
+        score = self.truth.score(self._mean(call, latent, model, now), latent.key, position, model, now)
         size_bytes = FRAMING_BYTES + int(tokens * self._bytes_per_token)
         return _completion((model, text, call.prompt_tokens, tokens, size_bytes, *_NOT_MEASURED, score))
 
     def mean(self, call: ModelCall, model: str, names: Sequence[str]) -> float:
         """The expected score of `model` with these modalities at hand."""
+        now = [attachment.name in names for attachment in call.task.attachments]
+        return self._mean(call, latent_of(call.task), model, now)
+
+    def _mean(self, call: ModelCall, latent: DialogueLatent, model: str, now: Sequence[bool]) -> float:
         if model not in self.quality:
             raise InputError("dialogues: model", f"there is no model {model!r}", suggest(model, self.quality))
-        latent, history = latent_of(call.task), history_of(call.messages)
-        attached = [attachment.name for attachment in call.task.attachments]
+        position, (last_model, seen) = call.position, history_of(call.messages)
         return self.truth.mean(
-            latent.kinds[call.position], latent.needs[call.position], self.quality[model], call.position,
-            [name in names for name in attached], [name in history.seen for name in attached],
-            switched=history.last_model not in ("", model),
+            latent.kinds[position], latent.needs[position], self.quality[model], position, now,
+            [attachment.name in seen for attachment in call.task.attachments], switched=last_model not in ("", model),
         )  # fmt: skip
 
 

@@ -78,10 +78,18 @@ class ModelCall(NamedTuple):
         return self.upload_bytes + sum(attachment.size_bytes for attachment in self.attachments or ())
 
 
+_call = fast_constructor(ModelCall)  # `_replace` takes three times as long, and every subtask with attachments asks
+
+
 def with_attachments(call: ModelCall, attached: tuple[Attachment, ...]) -> ModelCall:
     """A call that was not placed yet, as a model sees it that gets these attachments: their tokens join the prompt."""
-    tokens = call.prompt_tokens + sum(attachment.tokens for attachment in attached)
-    return call._replace(attachments=attached, prompt_tokens=tokens)
+    tokens = call.prompt_tokens
+    for attachment in attached:
+        tokens += attachment.tokens
+    return _call((
+        call.task, call.position, call.messages, tokens, call.upload_bytes, call.tool_s, call.max_tokens, call.prefix_blocks, attached,
+        call.branch,
+    ))  # fmt: skip
 
 
 class Completion(NamedTuple):

@@ -10,6 +10,7 @@ An episode is one request. The next one is the first to arrive after it; request
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import numpy.typing as npt
-from simpy import Event
 
 from sim.environment import fire
 from sim.policies.base import Placement, RoutingPolicy
@@ -76,6 +76,8 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         self._begun, self._seed = 0, seed
         self._budget_rng = np.random.default_rng(seed)
         self._uploaded: dict[tuple[str, ...], list[list[int]]] = {}
+        self._uploads: list[list[int]] = []
+        """By action: which of the request's attachments it uploads."""
         self._dialogue: Dialogue | None = None
         self._vector = np.zeros(self.observation_space.shape, np.float32)
         self._rewards: list[float] = []
@@ -101,6 +103,7 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
                 self._begin()
             focus.release()
             self._run()
+        self._uploads = self._uploads_of(focus.seen.call.task)
         self._dialogue = self.observer.begin(self._draw_budgets())
         self._rewards, self._actions, self._graded = [], [], False
         self._vector = self.observer.see(self._dialogue, focus.seen)
@@ -123,12 +126,13 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         else:
             self.observer.settle(dialogue, seen.attempts, seen.signals)
         costs = tuple(map(float.__sub__, dialogue.spent, before))
-        response = next(
-            (row.score for row in reversed(seen.attempts[first:]) if row.status == "ok" and row.tier >= 0), np.nan
-        )
+        response = math.nan
+        for row in seen.attempts[first:]:
+            if row.status == "ok" and row.tier >= 0:
+                response = row.score
         fit = 0.0
         if self.reward.association:
-            fit = association_norm(turn.associations, self._indices(seen.call.task)[chosen])
+            fit = association_norm(turn.associations, self._uploads[chosen])
         reward = self.reward.of(response, fit, costs[self._latency], costs[self._usage])
         ended = focus.ended
         self._graded |= response == response
@@ -160,15 +164,13 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         focus = self.focus
         self._simulation = prepare(self.scenario, workload, focus, seed, lambda file: load_trace(file, self._path))
         focus.attach(self._simulation.env)
-        self._simulation.done.callbacks.append(lambda _: focus.stop())
+        self._simulation.done.callbacks.append(self._simulation.env.pause)
 
     def _run(self) -> None:
         """Run until a decision is pending, the request in focus has ended, or the simulation has."""
         simulation = self._simulation
         assert simulation is not None
-        env = simulation.env
-        self.focus.wake = Event(env)
-        env.run(until=self.focus.wake)
+        simulation.env.proceed()
 
     def _give_up(self) -> None:
         """Leave the rest of the request to the background."""
@@ -190,9 +192,8 @@ class PlacementEnv(gymnasium.Env[Vector, np.int64]):
         assert self._dialogue is not None
         return {"costs": np.array(costs), "budgets": self._dialogue.budgets}
 
-    def _indices(self, task: Task) -> list[list[int]]:
-        """By action: which of the task's attachments it uploads."""
-        names = tuple(attachment.name for attachment in task.attachments)
+    def _uploads_of(self, task: Task) -> list[list[int]]:
+        names = tuple([attachment.name for attachment in task.attachments])
         found = self._uploaded.get(names)
         if found is None:
             found = [[i for i, name in enumerate(names) if name in action.modalities] for action in self.view.actions]

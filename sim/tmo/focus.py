@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simpy import Environment, Event
-from simpy.events import URGENT
+from simpy import Event
 
 from sim.draws import CommonDraws
+from sim.environment import FastEnvironment
 from sim.policies.base import Observation, Placement, PolicyOptions, RoutingPolicy, Study
 from sim.records import RequestRow
 from sim.tmo.actions import Action, placement
@@ -35,8 +35,7 @@ class AnyAction(RoutingPolicy):
 class Focus(RoutingPolicy):
     """Holds up the decisions of one request at a time; the others are the background's.
 
-    `wake` is what the event loop runs to: it happens when a decision is pending (`seen`, `decision`), or when the request in focus
-    has ended (`ended`).
+    It pauses the event loop when a decision is pending (`seen`, `decision`), and when the request in focus has ended (`ended`).
     """
 
     def __init__(self, background: RoutingPolicy, decision_s: float) -> None:
@@ -46,10 +45,9 @@ class Focus(RoutingPolicy):
         self.seen: Observation | None = None
         self.decision: Event | None = None
         self.ended: RequestRow | None = None
-        self.wake: Event | None = None
-        self._env: Environment | None = None
+        self._env: FastEnvironment | None = None
 
-    def attach(self, env: Environment) -> None:
+    def attach(self, env: FastEnvironment) -> None:
         """The simulation whose decisions these are."""
         self._env = env
         self.release()
@@ -74,19 +72,13 @@ class Focus(RoutingPolicy):
             return self.background.place(seen)
         assert self._env is not None
         self.seen, self.decision = seen, Event(self._env)
-        self.stop()
+        self._env.pause()
         return self.decision
 
     def learn(self, row: RequestRow) -> None:
         """A request has ended."""
         self.background.learn(row)
         if row.request == self.focus:
+            assert self._env is not None
             self.ended = row
-            self.stop()
-
-    def stop(self) -> None:
-        """End the run of the event loop, before anything else happens at this time."""
-        wake, env = self.wake, self._env
-        if wake is not None and env is not None and not wake.triggered:
-            wake._ok, wake._value = True, None
-            env.schedule(wake, URGENT)
+            self._env.pause()

@@ -7,9 +7,11 @@ actions the policy itself took, what they cost, what is left of the budgets.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,7 @@ from sim.records import SubtaskRow
 from sim.tmo.actions import Action
 from workloads.dialogue import Turn, turn_of
 from workloads.errors import InputError, suggest
+from workloads.task import Attachment
 
 Vector = npt.NDArray[np.float32]
 
@@ -115,16 +118,44 @@ class View:
         return np.array(low, np.float32), np.ones(len(low), np.float32)
 
 
+class _Attached(NamedTuple):
+    """What a request could send along, as no turn changes: `places` and `sizes` (squashed) by modality of the view.
+
+    A place is that in the task's attachments, -1 for a modality it does not have.
+    """
+
+    attachments: tuple[Attachment, ...]
+    places: list[int]
+    sizes: list[float]
+    size_bytes: int
+
+
 class Dialogue:
     """One request under way, as its policy remembers it. `spent` is by item of the observer."""
 
-    __slots__ = ("budgets", "charged", "kind", "past", "spent", "totals", "turn")
+    __slots__ = (
+        "attached",
+        "budget_places",
+        "budgets",
+        "charged",
+        "kind",
+        "recent",
+        "spent",
+        "totals",
+        "turn",
+        "turns",
+    )
 
-    def __init__(self, budgets: Sequence[float], items: int, totals: int) -> None:
-        self.budgets = budgets
+    def __init__(
+        self, budgets: Sequence[float], budget_places: list[float], items: int, totals: int, recent: list[float]
+    ) -> None:  # fmt: skip
+        self.budgets, self.budget_places = budgets, budget_places
+        self.attached: _Attached | None = None
         self.charged = 0
         self.spent = [0.0] * items
-        self.past: list[list[float]] = []
+        self.turns = 0
+        self.recent = recent
+        """The bits of the last turns, the oldest first."""
         self.totals = [0.0] * totals
         self.turn = Turn("", "")
         self.kind: list[float] = []
@@ -136,6 +167,7 @@ class Observer:
     def __init__(self, view: View, items: Sequence[str] = ()) -> None:
         self.view = view
         self.items = tuple(dict.fromkeys([*(budget.item for budget in view.budgets), *items]))
+        self._item_of = [None if item == "latency_s" else attrgetter(item) for item in self.items]
         kinds = range(len(view.kinds))
         self._kinds = {kind: [float(i == j) for j in kinds] for i, kind in enumerate(view.kinds)}
         self._no_kind = [0.0 for _ in kinds]
@@ -143,40 +175,59 @@ class Observer:
             [*(float(tier == action.tier) for tier in view.tiers), *(float(name in action.modalities) for name in view.modalities)]
             for action in view.actions
         ]  # fmt: skip
-        self._empty_turn = [0.0] * (len(self._bits[0]) + len(view.kinds))
+        self._turn_width = len(self._bits[0]) + len(view.kinds)
+        self._no_turns = [0.0] * (_WINDOW * self._turn_width)
         self._sees = {action.tier for action in view.actions if action.modalities}
         self._encoders = [getattr(self, f"_{part}") for part in PARTS if part in view.parts]
+        # NumPy takes twice as long to make an array of a list of so few numbers.
+        self._packed = struct.Struct(f"{len(view.bounds[0])}f").pack
 
     def begin(self, budgets: Sequence[float]) -> Dialogue:
         """A new request with these budgets, in the order of the view's."""
-        return Dialogue(budgets, len(self.items), len(self._bits[0]))
+        places = [
+            min(1.0, max(0.0, spec.place_of(budget))) for spec, budget in zip(self.view.budgets, budgets, strict=True)
+        ]
+        return Dialogue(budgets, places, len(self.items), len(self._bits[0]), self._no_turns)
 
     def see(self, dialogue: Dialogue, seen: Observation) -> Vector:
         """The vector of this turn, shape (width,); every number lies within the view's bounds."""
         self.settle(dialogue, seen.attempts, seen.signals)
         dialogue.turn = turn = turn_of(seen.call)
         dialogue.kind = self._kinds.get(turn.kind, self._no_kind)
+        attachments = seen.call.task.attachments
+        if dialogue.attached is None or dialogue.attached.attachments is not attachments:
+            dialogue.attached = self._look_at(attachments)
         numbers: list[float] = []
         for encode in self._encoders:
             numbers += encode(dialogue, seen)
-        return np.array(numbers, np.float32)
+        return np.frombuffer(bytearray(self._packed(*numbers)), np.float32)
 
     def act(self, dialogue: Dialogue, action: int) -> None:
         """Remember what was done with the turn seen last."""
         bits = self._bits[action]
-        dialogue.past.append(bits + dialogue.kind)
+        dialogue.turns += 1
+        dialogue.recent = dialogue.recent[self._turn_width :] + bits + dialogue.kind
         dialogue.totals = [total + bit for total, bit in zip(dialogue.totals, bits, strict=True)]
 
     def settle(self, dialogue: Dialogue, attempts: Sequence[SubtaskRow], signals: Signals) -> list[float]:
         """Charge the attempts that are new; returns what they cost, by item."""
         cost = [0.0] * len(self.items)
+        if not cost or len(attempts) == dialogue.charged:
+            return cost
         for row in attempts[dialogue.charged :]:
             bill = signals.charges(row)
-            for index, item in enumerate(self.items):
-                cost[index] += row.end_s - row.start_s if item == "latency_s" else getattr(bill, item)
+            for index, item_of in enumerate(self._item_of):
+                cost[index] += item_of(bill) if item_of else row.end_s - row.start_s
         dialogue.charged = len(attempts)
         dialogue.spent = [spent + new for spent, new in zip(dialogue.spent, cost, strict=True)]
         return cost
+
+    def _look_at(self, attachments: tuple[Attachment, ...]) -> _Attached:
+        place_of = {attachment.name: place for place, attachment in enumerate(attachments)}
+        size_bytes = [attachment.size_bytes for attachment in attachments]
+        places = [place_of.get(name, -1) for name in self.view.modalities]
+        sizes = [_squashed(size_bytes[place] / 1e6, _MBYTES) if place >= 0 else 0.0 for place in places]
+        return _Attached(attachments, places, sizes, sum(size_bytes))
 
     # ------------------------------------------------------------------------------------------------- one method per part
 
@@ -184,11 +235,8 @@ class Observer:
         return dialogue.kind
 
     def _history(self, dialogue: Dialogue, seen: Observation) -> list[float]:
-        past, turns = dialogue.past[-_WINDOW:], max(1, len(dialogue.past))
-        numbers = self._empty_turn * (_WINDOW - len(past))
-        for turn in past:
-            numbers += turn
-        return numbers + [total / turns for total in dialogue.totals]
+        turns = dialogue.turns or 1
+        return dialogue.recent + [total / turns for total in dialogue.totals]
 
     def _position(self, dialogue: Dialogue, seen: Observation) -> list[float]:
         return [min(1.0, seen.call.position / self.view.most_turns)]
@@ -197,18 +245,20 @@ class Observer:
         return [_squashed(seen.call.prompt_tokens, _TOKENS)]
 
     def _associations(self, dialogue: Dialogue, seen: Observation) -> list[float]:
-        names = [attachment.name for attachment in seen.call.task.attachments]
-        scores = dict(zip(names, dialogue.turn.associations, strict=False))
-        return [min(1.0, max(0.0, scores.get(name, 0.0))) for name in self.view.modalities]
+        assert dialogue.attached is not None
+        scores = dialogue.turn.associations
+        known = len(scores)
+        asked = [scores[place] if 0 <= place < known else 0.0 for place in dialogue.attached.places]
+        return [score if 0.0 < score < 1.0 else min(1.0, max(0.0, score)) for score in asked]
 
     def _sizes(self, dialogue: Dialogue, seen: Observation) -> list[float]:
-        sizes = {attachment.name: attachment.size_bytes / 1e6 for attachment in seen.call.task.attachments}
-        return [_squashed(sizes.get(name, 0.0), _MBYTES) for name in self.view.modalities]
+        assert dialogue.attached is not None
+        return dialogue.attached.sizes
 
     def _network(self, dialogue: Dialogue, seen: Observation) -> list[float]:
         call, transfer_s, home = seen.call, seen.signals.transfer_s, seen.home
-        text_bytes, numbers = call.upload_bytes, []
-        attached_bytes = sum(attachment.size_bytes for attachment in call.task.attachments)
+        assert dialogue.attached is not None
+        text_bytes, attached_bytes, numbers = call.upload_bytes, dialogue.attached.size_bytes, []
         for tier in self.view.tiers:
             text_s = transfer_s(tier, text_bytes, 0.0, home)
             numbers.append(_squashed(text_s, _NETWORK_S))
@@ -233,10 +283,7 @@ class Observer:
         return numbers
 
     def _budget(self, dialogue: Dialogue, seen: Observation) -> list[float]:
-        return [
-            min(1.0, max(0.0, spec.place_of(budget)))
-            for spec, budget in zip(self.view.budgets, dialogue.budgets, strict=True)
-        ]
+        return dialogue.budget_places
 
 
 def _squashed(value: float, half: float) -> float:

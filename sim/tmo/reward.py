@@ -75,9 +75,14 @@ def association_norm(associations: Sequence[float], uploaded: Sequence[int]) -> 
 
     The least sum over subsets is that of the negative scores, the largest that of the positive ones. 0 where all scores are 0.
     """
-    low = sum(score for score in associations if score < 0)
-    span = sum(abs(score) for score in associations)
-    return (sum(associations[index] for index in uploaded) - low) / span if span else 0.0
+    low = span = covered = 0.0
+    for score in associations:
+        if score < 0.0:
+            low += score
+        span += abs(score)
+    for index in uploaded:
+        covered += associations[index]
+    return (covered - low) / span if span else 0.0
 
 
 def turns_of_rows(subtasks: Columns, items: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
