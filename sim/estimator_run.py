@@ -14,7 +14,7 @@ from sim.policies.features import PACKAGED_ENCODER
 from sim.policies.hera.evaluation import Accuracies, accuracies
 from sim.policies.hera.profile import Profile, profile_of
 from sim.policies.hera.similarity import EmbeddingSimilarity
-from sim.policies.hera.trained import Card, load_models, read_card, read_models
+from sim.policies.hera.trained import Card, Loaded, load_models, read_card, read_models
 from sim.policies.hera.training import Plan, Progress, fine_tune, train_estimators
 from sim.policies.trees import training_of
 from workloads.errors import InputError, suggest
@@ -57,8 +57,8 @@ def evaluate_on(study: Study, folder: Path, fine_tune_every: int, progress: Prog
     card = read_card(folder)
     similarity = EmbeddingSimilarity(card.similarity_encoder)
 
-    def similar(first: str, second: str) -> bool:
-        return similarity(first, second) > card.threshold
+    def right(estimators: Loaded, profile: Profile) -> Accuracies:
+        return accuracies(estimators, profile, similarity, card.threshold)
 
     def profiled(study: Study, wanted: Callable[[Task], bool]) -> Profile:
         return profile_of(_only(study, wanted), similarity, card.threshold)
@@ -75,7 +75,7 @@ def evaluate_on(study: Study, folder: Path, fine_tune_every: int, progress: Prog
     }
     for kind, profile in kinds.items():
         if profile.requests:
-            yield Judged(kind, len(profile.requests), accuracies(models, profile, similar))
+            yield Judged(kind, len(profile.requests), right(models, profile))
     tasks = [task for task in own.tasks if known(task)]
     blocks = [tasks[start : start + fine_tune_every] for start in range(0, len(tasks), fine_tune_every)]
     plan = Plan(card.encoder, card.decoder, seed=card.seed)
@@ -83,8 +83,8 @@ def evaluate_on(study: Study, folder: Path, fine_tune_every: int, progress: Prog
     for before, block in itertools.pairwise(blocks):
         fine_tune(tuned, profiled(own._replace(tasks=before), known), card.threshold, plan, progress)
         later = profiled(own._replace(tasks=block), known)
-        yield Judged("later ones", len(block), accuracies(models, later, similar))
-        yield Judged("later ones, fine-tuned", len(block), accuracies(tuned, later, similar))
+        yield Judged("later ones", len(block), right(models, later))
+        yield Judged("later ones, fine-tuned", len(block), right(tuned, later))
 
 
 def each_once(study: Study) -> Study:

@@ -74,7 +74,11 @@ class ComputedStore:
                 connection.executemany("INSERT OR IGNORE INTO computed VALUES (?, ?)", rows)
 
     def _connection(self, path: Path) -> sqlite3.Connection:
-        return sqlite3.connect(path, timeout=_WAIT_S)
+        connection = sqlite3.connect(path, timeout=_WAIT_S)
+        connection.execute(
+            "PRAGMA synchronous = OFF"
+        )  # what a power cut takes is computed again; waiting for the disk cost more
+        return connection
 
 
 class Remembered(Generic[Key, Value]):

@@ -14,6 +14,7 @@ from sim.policies.hera.estimators import Similar
 from sim.policies.hera.outlook import ROLES, Role
 from sim.policies.hera.predictions import as_steps, with_goal
 from sim.policies.hera.profile import Profile, ProfiledSubtask
+from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.trained import DISTANCES, Loaded
 from sim.policies.hera.training import sample
 
@@ -37,12 +38,19 @@ class Accuracies(NamedTuple):
     sd: float
 
 
-def accuracies(models: Loaded, profile: Profile, similar: Similar, seed: int = 0) -> Accuracies:
-    """Judge the estimators on a profile, on at most 2,000 of its subtasks; `similar` tells whether two texts are alike."""
+def accuracies(
+    models: Loaded, profile: Profile, similarity: EmbeddingSimilarity, threshold: float, seed: int = 0
+) -> Accuracies:
+    """Judge the estimators on a profile, on at most 2,000 of its subtasks; texts are alike above `threshold`."""
+
+    def similar(first: str, second: str) -> bool:
+        return similarity(first, second) > threshold
+
     subtasks = sample(profile.subtasks, _MOST_SUBTASKS, seed)
     models.request.know([(row.task.prompt, 0) for row in profile.requests])
     models.distance.know([(row.text, row.position) for row in subtasks])
     steps = {role: _predicted(models, role, subtasks) for role in ROLES}
+    similarity.know([*steps["small"], *steps["large"]])
     pairs = list(zip(subtasks, steps["small"], steps["large"], strict=True))
     return Accuracies(
         _share([

@@ -75,7 +75,7 @@ class Hera(RoutingPolicy):
             return Retrieval(self._similarity, options.neighbours, options.profile_threshold, options.profiled_requests)
         from sim.policies.hera.trained import Trained
 
-        return Trained(options.estimators, any_family=options.any_family, horizon=options.horizon)
+        return Trained(options.estimators, self._similarity, any_family=options.any_family, horizon=options.horizon)
 
     def check(self, tiers: Sequence[TierView]) -> None:
         """Raises InputError for options that do not go with `tiers: all`, and where all tiers have one model."""

@@ -15,6 +15,7 @@ from sim.policies.hera.estimators import Similar
 from sim.policies.hera.outlook import ROLES, Outlook, Role
 from sim.policies.hera.predictions import Prediction, after_steps, as_steps, with_goal
 from sim.policies.hera.profile import MOST_EXTRA
+from sim.policies.hera.similarity import EmbeddingSimilarity
 from sim.policies.hera.writer import Writer
 from sim.policies.trees import grow_trees, subtask_text, two_models
 from workloads.errors import InputError, suggest
@@ -92,8 +93,8 @@ class PredictedOutlook:
 class Trained:
     """URC, DP, SP_SLM, SP_LLM and SD as trained."""
 
-    def __init__(self, name: str, *, any_family: bool, horizon: int) -> None:
-        self._folder = PACKAGED.get(name, Path(name))
+    def __init__(self, name: str, similarity: EmbeddingSimilarity, *, any_family: bool, horizon: int) -> None:
+        self._folder, self._similarity = PACKAGED.get(name, Path(name)), similarity
         self._any_family, self._horizon = any_family, horizon
         self._card = read_card(self._folder)
 
@@ -127,7 +128,10 @@ class Trained:
             )  # fmt: skip
 
     def _predict_ahead(self, study: Study) -> None:
-        """Where a recording holds every placement, all conversations are known: many predictions at once, level by level."""
+        """Where a recording holds every placement, all conversations are known: many predictions at once, level by level.
+
+        What will be compared is embedded at once, too: one by one it takes five times as long.
+        """
         try:
             trees = grow_trees(study, study.tasks)
         except InputError:
@@ -139,17 +143,20 @@ class Trained:
             writer.know(list(calls))
         here = [PredictedOutlook(writers, messages) for messages in calls]
         unlike = [outlook for outlook in here if outlook.output("small") != outlook.output("large")]
+        compared = [outlook.output(role) for outlook in unlike for role in ROLES]
         for role, writer in zip(ROLES, writers, strict=True):  # nobody looks further ahead where both say the same
             ahead = unlike
             for _ in range(self._horizon):
                 ahead = [after for outlook in ahead if (after := outlook.after(role)) is not None]
                 writer.know([outlook.messages for outlook in ahead])
+                compared += [outlook.output(role) for outlook in ahead]
         asked = [calls[outlook.messages] for outlook in unlike]
         self._models.distance.know([(subtask_text(call.messages), call.position) for call in asked])
         self._models.decomposer.know([_sd_asks(outlook) for outlook in unlike])
-        parts = [part.messages for outlook in unlike for part in self._parts(outlook)]
+        parts = [part for outlook in unlike for part in self._parts(outlook)]
         for writer in writers:
-            writer.know(parts)
+            writer.know([part.messages for part in parts])
+        self._similarity.know([*compared, *(part.output(role) for part in parts for role in ROLES)])
 
     def request_similarity(self, task: Task) -> float:
         """The first class is 'alike'; its probability stands for the similarity it was trained on."""
