@@ -125,19 +125,23 @@ def _garbage_collection_paused() -> Iterator[None]:
 
 
 def collect(scenario: Scenario, simulation: Simulation) -> Records:
-    """The record tables with the ledger's columns."""
+    """The record tables with the ledger's columns, of the requests that have ended."""
     subtasks = simulation.world.subtask_rows.columns()
     requests = simulation.world.request_rows.columns()
+    order = np.argsort(requests["request"], kind="stable")
+    requests = {name: column[order] for name, column in requests.items()}
+    ended = np.isin(subtasks["request"], requests["request"])
+    if not ended.all():  # a learning environment looks before the end
+        subtasks = {name: column[ended] for name, column in subtasks.items()}
     prices = scenario.pricing.other
     subtasks.update(ledger(subtasks, simulation.rates, prices))
     _charge_decisions(scenario, subtasks)
-    order = np.argsort(requests["request"], kind="stable")
-    requests = {name: column[order] for name, column in requests.items()}
+    row = np.searchsorted(requests["request"], subtasks["request"])
     latency_s = requests["end_s"] - requests["arrival_s"]
     completed = requests["status"] == "completed"
     requests["latency_s"] = latency_s
     for item in (*LEDGER_ITEMS, "energy_j", "carbon_g", "decision_s", "decision_j"):
-        requests[item] = np.bincount(subtasks["request"], subtasks[item], minlength=len(latency_s))
+        requests[item] = np.bincount(row, subtasks[item], minlength=len(latency_s))
     requests["sla_usd"] = sla_penalties(latency_s, completed, scenario.sla.deadline_s, scenario.sla.penalty_usd)
     requests["total_usd"] = sum(requests[item] for item in LEDGER_ITEMS) + requests["sla_usd"]
     return Records(subtasks, requests)

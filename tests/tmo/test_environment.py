@@ -178,6 +178,20 @@ def test_an_episode_left_early_goes_to_the_background(tmp_path: Path) -> None:
     assert left in env.records().requests["request"]
 
 
+def test_records_before_the_end_are_of_requests_that_have_ended(tmp_path: Path) -> None:
+    """In the middle of an episode its turns so far are in neither table, and the costs of the others are their own."""
+    env = environment(dialogues(tmp_path))
+    env.reset(seed=1)
+    while not env.step(0)[2]:
+        pass
+    env.reset()
+    env.step(0)
+    records = env.records()
+    (ended,) = records.requests["request"]
+    assert set(records.subtasks["request"]) == {ended}
+    assert records.requests["total_usd"] == pytest.approx([records.subtasks["total_usd"].sum()])
+
+
 def test_a_step_before_the_reset_says_so(tmp_path: Path) -> None:
     """Gymnasium's own error."""
     with pytest.raises(gymnasium.error.ResetNeeded):
