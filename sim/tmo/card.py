@@ -55,6 +55,9 @@ class Card:
     activation: str
     rule: Mapping[str, Any] = field(default_factory=dict)
     multipliers: list[list[float]] = field(default_factory=list)
+    spends: list[list[float]] = field(default_factory=list)
+    """[budget shown, mean cost] by rising budget, for a policy with one range of budgets that the mean request keeps: what to show it
+    for the budget that is asked for. Empty: what is asked for."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """On episodes it was not trained on."""
 

@@ -93,14 +93,12 @@ class Multipliers:
         """The multipliers where budgets lie at `places`; both of shape (n, budgets)."""
         if not self.values:
             return np.zeros_like(places)
-        return np.stack(
-            [self._hats(index, places[:, index]) @ knots for index, knots in enumerate(self.values)], axis=1
-        )
+        return np.stack([self.hats(index, places[:, index]) @ knots for index, knots in enumerate(self.values)], axis=1)
 
     def add(self, places: Array, totals: Array) -> None:
         """Episodes that ended: where their budgets lay and the sums of their signals, both of shape (n, budgets)."""
         for index in range(len(self.values)):
-            hats = self._hats(index, places[:, index])
+            hats = self.hats(index, places[:, index])
             self._weights[index] += hats.sum(axis=0)
             self._sums[index] += hats.T @ totals[:, index]
         self.episodes += len(places)
@@ -122,7 +120,7 @@ class Multipliers:
                 self.values[index] = np.clip(self.integrals[index] + proportional, 0.0, self.rule.most)
         self.forget()
 
-    def _hats(self, index: int, places: Array) -> Array:
+    def hats(self, index: int, places: Array) -> Array:
         """How much each knot counts at `places`: (n, knots), rows add up to 1."""
         last = len(self.values[index]) - 1
         if not last:

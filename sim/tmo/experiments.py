@@ -34,6 +34,8 @@ RESPONSE = Reward(association=0.0, latency=0.0, usage=0.0)
 BLIND = tuple(part for part in DEFAULT_PARTS if part not in ("network", "queues"))
 PRICES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5)
 """Weights of usage between which greedy is tuned to a budget."""
+FINE_PRICES = (*PRICES, 1.25, 1.75, 2.0, 2.25, 2.75, 3.0, 4.0)
+"""The same where greedy is the rival: the best it can do for what others spend."""
 
 
 class Judged(NamedTuple):
@@ -112,7 +114,7 @@ def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str], weig
     scenario = trial.loaded.scenario
     view = view_of(scenario, trial.loaded.path)
     fixed = [trial.judged(scenario, "tmo-fixed", action=number) for number in range(len(view.actions))]
-    greedy = [trial.judged(scenario, "tmo-greedy", association=0.0, latency=0.0, usage=price) for price in PRICES]
+    greedy = [trial.judged(scenario, "tmo-greedy", association=0.0, latency=0.0, usage=price) for price in FINE_PRICES]
     for budget in budgets:
         optimum = trial.judged(scenario, "oracle-dialogues", budget=budget, item=trial.item)
         rows = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from sim.loading import LoadedScenario, load_scenario
 from sim.placing import PolicyPlacer
 from sim.policies import build_policy
 from sim.policies.base import Placement
+from sim.policies.tmo.learned import shown_budgets
 from sim.simulation import simulate
 from sim.study import rates_of, study_of, tier_views
 from sim.tmo.actions import Action
-from sim.tmo.card import CARD, WEIGHTS, card_of, read_policy
+from sim.tmo.card import CARD, WEIGHTS, card_of, read_policy, write_policy
 from sim.tmo.command import parsed_budget, parsed_reward
 from sim.tmo.environment import view_of
 from sim.tmo.observing import Budget, View
@@ -72,6 +74,20 @@ def test_budgets_and_folders_that_do_not_fit(tmp_path: Path, options: dict[str, 
     folder = str(trained(tmp_path, dialogues(tmp_path), RANGE))
     with pytest.raises(InputError, match=message):
         build_policy("tmo", {"weights": folder, **options}, tmp_path)
+
+
+def test_a_policy_is_shown_the_budget_at_which_it_spends_what_is_asked_for(tmp_path: Path) -> None:
+    """By what was measured, linear between; beyond that, the nearest; more shown is never taken for less spent."""
+    loaded = dialogues(tmp_path)
+    view = view_of(loaded.scenario, loaded.path, budgets=(Budget("total_usd", 0.004, 0.016),))
+    measured = [[0.004, 0.005], [0.008, 0.007], [0.012, 0.006], [0.016, 0.011]]
+    card = replace(untrained(view), spends=measured)
+    for asked, shown in ((0.005, 0.004), (0.006, 0.006), (0.009, 0.014), (0.004, 0.004), (0.016, 0.016)):
+        assert list(shown_budgets(card, [asked])) == [pytest.approx(shown)]
+    write_policy(tmp_path / "policy", card, random_network(view))
+    built = build_policy("tmo", {"weights": str(tmp_path / "policy"), "budget": 0.006}, tmp_path)
+    assert built._budgets == (pytest.approx(0.006),)  # type: ignore[attr-defined]
+    assert read_policy(tmp_path / "policy")[0].spends == measured
 
 
 def test_two_budgets_need_their_names(tmp_path: Path) -> None:

@@ -211,3 +211,17 @@ def test_trained_weights_come_with_their_card(tmp_path: Path) -> None:
     assert card.view.budgets == dollars(0.004, 0.016)
     assert len(card.multipliers[0]) == Rule().knots
     assert card.measured["episodes"] == 20
+
+
+def test_what_a_policy_spends_is_measured_where_the_mean_keeps_a_range_of_budgets(tmp_path: Path) -> None:
+    """At every knot, on requests it learned from, and near what it spends on others; nothing for one budget, or one of each request."""
+    loaded = dialogues(tmp_path)
+    ranged = learned(
+        loaded, tmp_path / "ranged", dollars(0.004, 0.016), rule=Rule("mean"), **{**SHORT, "evaluation_episodes": 100}
+    )
+    shown, spent = np.array(ranged.spends).T
+    assert shown == pytest.approx(0.004 * 4 ** (np.arange(5) / 4), rel=1e-4)
+    assert np.interp(0.008, shown, spent) == pytest.approx(ranged.measured["total_usd"], rel=0.25)
+    for budgets, rule in ((dollars(0.01), Rule("mean")), (dollars(0.004, 0.016), Rule("chance"))):
+        name = f"{rule.keep}-{len(budgets)}"
+        assert learned(loaded, tmp_path / name, budgets, rule=rule, **SHORT).spends == []

@@ -102,7 +102,8 @@ class Tmo(NetworkPolicy):
             )
         card, network = read_policy(PACKAGED.get(options.weights, Path(options.weights)))
         self._place = f"policy 'tmo', weights {options.weights}"
-        super().__init__(card, network, chosen_budgets(card, options.budget, options.budgets), options)
+        asked = chosen_budgets(card, options.budget, options.budgets)
+        super().__init__(card, network, shown_budgets(card, asked), options)
 
     def check(self, tiers: Sequence[TierView]) -> None:
         """The tiers must be those it was trained to choose from."""
@@ -152,3 +153,11 @@ def chosen_budgets(card: Card, budget: float | None, budgets: Mapping[str, float
             trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
             raise InputError(place, f"{item} = {value:g}: trained for {trained}", "Choose a budget it was trained for")
     return tuple(asked.get(spec.item, math.sqrt(spec.low * spec.high)) for spec in card.view.budgets)
+
+
+def shown_budgets(card: Card, asked: Sequence[float]) -> tuple[float, ...]:
+    """What the policy is to be shown so that its mean request spends what is asked for; the nearest it was measured at."""
+    if not card.spends:
+        return tuple(asked)
+    shown, spent = np.array(card.spends).T
+    return (float(np.interp(asked[0], np.maximum.accumulate(spent), shown)),)

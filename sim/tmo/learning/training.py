@@ -38,6 +38,10 @@ OnRollout = Callable[[int, "PlacementVecEnv"], None]
 """(steps so far, the environments): called after every rollout."""
 
 
+MEASURED = 4
+"""Episodes to measure what a policy spends at each of a range of budgets, as a multiple of those of the evaluation."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a policy is trained. `envs` simulations run side by side; multipliers move after `dual_episodes` or more.
@@ -158,9 +162,10 @@ def _train(
     trained_s = time.perf_counter() - begun_s
     policy = NetworkPolicy(untrained, network, budgets, PolicyOptions(decision_s=DECISION_S))
     measured = unseen(worlds, policy, plan.evaluation_episodes, plan.seed + EVALUATION_SEED).summary()
+    spends = spending(worlds, policy, plan, multipliers)
     card = Card(
         view, reward, plan.learner, "greedy", scenarios[0].name, model.num_timesteps, plan.seed, network.activation, asdict(plan.rule),
-        [knots.round(6).tolist() for knots in multipliers.integrals], {**measured, "training_s": round(trained_s, 1)},
+        [knots.round(6).tolist() for knots in multipliers.integrals], spends, {**measured, "training_s": round(trained_s, 1)},
     )  # fmt: skip
     write_policy(out, card, network)
     (out / checkpoint.NAME).unlink(missing_ok=True)
@@ -178,9 +183,36 @@ class World:
         """An environment on the pool's requests."""
         return self._make(build=self._pool)
 
+    def to_measure(self, policy: NetworkPolicy) -> PlacementEnv:
+        """An environment on the pool's requests, where the load is the policy's."""
+        return self._make(background=policy, build=self._pool)
+
     def to_judge(self, policy: NetworkPolicy) -> PlacementEnv:
         """An environment on the scenario's own requests, under seeds that no scenario names; the load is the policy's, too."""
         return self._make(background=policy)
+
+
+def spending(
+    worlds: Sequence[World], policy: NetworkPolicy, plan: Plan, multipliers: Multipliers
+) -> list[list[float]]:  # fmt: skip
+    """The mean cost of a request at budgets from the lowest to the highest, on requests that were learned from.
+
+    The multipliers priced a policy that tried actions by chance; the one that is written takes the preferred ones, and spends something else.
+    A line between every two of the multipliers' knots, by least squares. Nothing where it is not one range of budgets kept in the mean.
+    """
+    budgets = policy.card.view.budgets
+    if plan.rule.keep != "mean" or len(budgets) != 1 or budgets[0].low == budgets[0].high:
+        return []
+    budget, knots = budgets[0], plan.rule.knots
+    episodes, seed = MEASURED * plan.evaluation_episodes, plan.seed + EVALUATION_SEED + 1
+    played = [
+        play(world.to_measure(policy), policy.choose, -(-episodes // len(worlds)), seed) for world in worlds
+    ]  # fmt: skip
+    places = np.array([budget.place_of(value) for part in played for value in part.budgets[:, 0]])
+    costs = np.concatenate([part.costs[:, 0] for part in played])
+    spent = np.linalg.lstsq(multipliers.hats(0, places), costs)[0]
+    shown = budget.low * (budget.high / budget.low) ** np.linspace(0.0, 1.0, knots)
+    return [[float(f"{value:.5g}") for value in pair] for pair in zip(shown, spent, strict=True)]
 
 
 def unseen(worlds: Sequence[World], policy: NetworkPolicy, episodes: int, seed: int) -> Played:
