@@ -27,7 +27,7 @@ def costs(
         list[float] | None,
         typer.Option("--budget", help="Mean $ of a dialogue between which policies are mixed; repeatable."),
     ] = None,
-    steps: Steps = 30_000,
+    steps: Steps = 20_000,
 ) -> None:
     """What the same answers cost, and who gives them, as energy, transfer, device and late answers join the bill."""
     from sim.figures.bills import draw_bills
@@ -58,7 +58,7 @@ def scaling(
     settings: Settings = None,
     out: Out = _RESULTS,
     usage: Annotated[float, typer.Option(min=0.0, help="What 13.7 m$ take off the reward.")] = 2.0,
-    steps: Steps = 30_000,
+    steps: Steps = 20_000,
 ) -> None:
     """What learners reach with more modalities, task categories and turns, with training steps fixed."""
     from sim.figures.learning import draw_scaling
