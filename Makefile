@@ -37,7 +37,7 @@ hera: $(STAMP)  ## every experiment of docs/hera.md, under an hour on 2 cores; g
 	@test -z "$$ISTHMUS_DATA" || $(PY) run_sim.py run scenarios/hera_networks.yaml
 
 comma := ,
-PROFILED := 50 100 250
+PROFILED := 50 100
 PROFILED_POLICY := {policy: hera, components: urc+sse, tau_request: 0.8, kappa_step: 0, kappa: [0.9, 0.95, 0.99], \
     estimators: [$(foreach n,$(PROFILED),results/estimators/$(n)$(comma)) pair]}
 
