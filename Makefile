@@ -41,7 +41,7 @@ PROFILED := 50 100
 PROFILED_POLICY := {policy: hera, components: urc+sse, tau_request: 0.8, kappa_step: 0, kappa: [0.9, 0.95, 0.99], \
     estimators: [$(foreach n,$(PROFILED),results/estimators/$(n)$(comma)) pair]}
 
-hera-profiling: $(STAMP)  ## HERA with estimators trained on few requests: a quarter of an hour on 2 cores
+hera-profiling: $(STAMP)  ## HERA with estimators trained on few requests: half an hour on 2 cores
 	@for n in $(PROFILED); do test -d results/estimators/$$n || \
 	    $(PY) run_sim.py estimators scenarios/hera.yaml --requests $$n --out results/estimators/$$n || exit; done
 	@$(PY) run_sim.py run scenarios/hera_profiling.yaml --set "policies.2=$(PROFILED_POLICY)"
