@@ -74,7 +74,7 @@ def draw_budgets(rows: Sequence[Mapping[str, Any]]) -> Figure:
         )
         colour, line = _LEARNER.get(policy) or _KEPT.get(keep, ("grey", "-"))
         marker = {"a2c": "s", "dqn": "^"}.get(policy, "o")
-        label = f"{_POLICY.get(policy, policy)}, {keep}" + ("" if seed == first else f", seed {seed}")
+        label = _with_seed(f"{_POLICY.get(policy, policy)}, {keep}", seed, first)
         look = {
             "color": colour,
             "linestyle": line if seed == first else "-.",
@@ -101,7 +101,7 @@ def draw_matrix(rows: Sequence[Mapping[str, Any]], most: float = 0.05) -> Figure
     on what is tested. Where more than a share `most` is over, the reward is not coloured but grey.
     """
     first = rows[0].get("seed")
-    names = [row["trained"] + ("" if row.get("seed") == first else f", seed {row['seed']}") for row in rows]
+    names = [_with_seed(row["trained"], row.get("seed"), first) for row in rows]
     trained, tested = list(dict.fromkeys(names)), list(dict.fromkeys(row["tested"] for row in rows))
     known = len({row["tested"] for row in rows if not row.get("unseen")})
     reward = np.full((len(trained), len(tested)), np.nan)
@@ -156,3 +156,8 @@ def draw_scaling(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_xlabel("reward, % of the way from chance (0) to the optimum (100)")
     legend_below(figure, handles)
     return figure
+
+
+def _with_seed(name: str, seed: int | None, first: int | None) -> str:
+    """What was trained under another seed than the first says so."""
+    return name if seed == first else f"{name}, seed {seed}"

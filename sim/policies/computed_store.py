@@ -75,9 +75,8 @@ class ComputedStore:
 
     def _connection(self, path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, timeout=_WAIT_S)
-        connection.execute(
-            "PRAGMA synchronous = OFF"
-        )  # what a power cut takes is computed again; waiting for the disk cost more
+        # What a power cut takes is computed again; waiting for the disk cost more.
+        connection.execute("PRAGMA synchronous = OFF")
         return connection
 
 

@@ -80,6 +80,7 @@ def card_of(text: str, place: str) -> Card:
         reward: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in plain.pop("reward").items()
         }
+        plain["spends"] = [[float(shown), float(spent)] for shown, spent in plain.get("spends", ())]
         return Card(View(**view), Reward(**reward), **plain)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(place, f"cannot be read ({type(error).__name__}: {error})", _TRAIN) from None

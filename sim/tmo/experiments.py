@@ -112,6 +112,8 @@ def regret(trial: Trial, budgets: Sequence[float], learners: Sequence[str], weig
     costs in the mean what they cost themselves.
     """
     scenario = trial.loaded.scenario
+    for budget in budgets:  # a wrong name or budget is told before anything runs
+        build_policy("tmo", {"weights": weights, "budget": budget}, trial.loaded.path.parent)
     view = view_of(scenario, trial.loaded.path)
     fixed = [trial.judged(scenario, "tmo-fixed", action=number) for number in range(len(view.actions))]
     greedy = [trial.judged(scenario, "tmo-greedy", association=0.0, latency=0.0, usage=price) for price in FINE_PRICES]

@@ -88,6 +88,10 @@ def test_a_policy_is_shown_the_budget_at_which_it_spends_what_is_asked_for(tmp_p
     built = build_policy("tmo", {"weights": str(tmp_path / "policy"), "budget": 0.006}, tmp_path)
     assert built._budgets == (pytest.approx(0.006),)  # type: ignore[attr-defined]
     assert read_policy(tmp_path / "policy")[0].spends == measured
+    spoilt = card.as_json().replace(json.dumps(measured[0], indent=1).replace("\n", "\n  "), "0.004")
+    assert spoilt != card.as_json()
+    with pytest.raises(InputError, match="cannot be read"):
+        card_of(spoilt, "here")
 
 
 def test_two_budgets_need_their_names(tmp_path: Path) -> None:

@@ -162,6 +162,19 @@ def test_an_unknown_way_to_keep_a_budget_is_one_message(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--weights", "nowhere"), "no trained policy"), (("--budget", "1.0"), "trained for 0.003 to 0.012")],
+)
+def test_regret_looks_at_the_policy_before_anything_runs(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    """Rivals take minutes."""
+    said = command("tmo", "regret", "--out", tmp_path / "out", *arguments, code=2)
+    assert message in said.stderr.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_matrix_shows_every_training_and_where_unseen_links_begin() -> None:
     """A row for each policy and seed, a column for each network, and a line before those that nobody was trained on."""
     rows = [

@@ -27,7 +27,8 @@ class Verdict(NamedTuple):
 class Effort:
     """What a decision takes: texts embedded, each once a request (`embedded` are those by now), and subtasks predicted.
 
-    `embeddings` counts the encoder's passes, `beside` the second texts that go through it beside a first. The predictors of the two models are adapters of one decoder and write side by side: both count as one prediction.
+    `embeddings` counts the encoder's passes, `beside` the second texts that go through it beside a first. The predictors of the two
+    models are adapters of one decoder and write side by side: both count as one prediction.
     """
 
     def __init__(self, embedded: set[str], similarity: EmbeddingSimilarity) -> None:

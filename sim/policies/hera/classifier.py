@@ -85,12 +85,12 @@ class TextClassifier:
     def know(self, asked: Sequence[tuple[str, int]]) -> None:
         """Work many out at once, which is several times as fast as one by one."""
         texts = {one: f"{one[1]} {one[0]}" for one in asked}
-        self.model.eval()
         self._known.know(texts, self._shares, _ASKED_AT_ONCE, order=lambda one: (len(one[0]), one))
 
     def _shares(self, asked: Sequence[tuple[str, int]]) -> list[FloatArray]:
         import torch
 
+        self.model.eval()
         with one_thread(), torch.inference_mode():
             shares = torch.softmax(self._odds(asked), 1).numpy().astype(float)
         return list(np.round(shares, 5))

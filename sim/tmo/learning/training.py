@@ -36,8 +36,6 @@ from workloads.errors import InputError
 
 OnRollout = Callable[[int, "PlacementVecEnv"], None]
 """(steps so far, the environments): called after every rollout."""
-
-
 MEASURED = 4
 """Episodes to measure what a policy spends at each of a range of budgets, as a multiple of those of the evaluation."""
 
@@ -192,9 +190,7 @@ class World:
         return self._make(background=policy)
 
 
-def spending(
-    worlds: Sequence[World], policy: NetworkPolicy, plan: Plan, multipliers: Multipliers
-) -> list[list[float]]:  # fmt: skip
+def spending(worlds: Sequence[World], policy: NetworkPolicy, plan: Plan, multipliers: Multipliers) -> list[list[float]]:
     """The mean cost of a request at budgets from the lowest to the highest, on requests that were learned from.
 
     The multipliers priced a policy that tried actions by chance; the one that is written takes the preferred ones, and spends something else.
@@ -205,9 +201,7 @@ def spending(
         return []
     budget, knots = budgets[0], plan.rule.knots
     episodes, seed = MEASURED * plan.evaluation_episodes, plan.seed + EVALUATION_SEED + 1
-    played = [
-        play(world.to_measure(policy), policy.choose, -(-episodes // len(worlds)), seed) for world in worlds
-    ]  # fmt: skip
+    played = [play(world.to_measure(policy), policy.choose, -(-episodes // len(worlds)), seed) for world in worlds]
     places = np.array([budget.place_of(value) for part in played for value in part.budgets[:, 0]])
     costs = np.concatenate([part.costs[:, 0] for part in played])
     spent = np.linalg.lstsq(multipliers.hats(0, places), costs)[0]
